@@ -1,0 +1,142 @@
+"""Files and folders that appear whole or not at all.
+
+Work happens in a hidden sibling (`.NAME.partial-XXXXXX`), is synced, then renamed. A sibling
+is locked while its writer lives, so what a kill -9 left behind is known and removed by the
+next writer of the same name.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from depthcut.errors import OutputError
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
+    """A context that gives an empty working folder and, on success, renames it to `path`.
+
+    On any exception the working folder is removed and `path` does not exist.
+
+    Args:
+        path: The folder to be; its parents are made.
+        needed_bytes: Checked against the free space of the disk before anything is written.
+
+    Raises:
+        OutputError: `path` exists, its parent cannot be written, or the disk is full.
+    """
+    refuse_existing(path)
+    with _explained(path, needed_bytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        if needed_bytes > (free := shutil.disk_usage(path.parent).free):
+            raise OutputError(_no_space(path, needed_bytes, free))
+        working = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+        lock = os.open(working, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            working.chmod(0o755)
+            yield working
+            _sync_tree(working)
+            refuse_existing(path)
+            working.rename(path)
+            _sync(path.parent)
+        except BaseException:
+            shutil.rmtree(working, ignore_errors=True)
+            raise
+        finally:
+            os.close(lock)
+
+
+def write_file(path: Path, content: bytes, *, overwrite: bool = False) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OutputError: The file exists and `overwrite` is off, or the place cannot be written.
+    """
+    if not overwrite:
+        refuse_existing(path)
+    with _explained(path, len(content)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        handle, name = tempfile.mkstemp(prefix=_prefix(path), dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.write(content)
+                file.flush()
+                os.fchmod(file.fileno(), 0o644)
+                os.fsync(file.fileno())
+                Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise OutputError if there is anything at `path`."""
+    if os.path.lexists(path):
+        raise OutputError(f"{path} exists already: choose another --out, or remove it first")
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.partial-"
+
+
+def _remove_abandoned(path: Path) -> None:
+    for sibling in path.parent.glob(f"{_prefix(path)}*"):
+        with contextlib.suppress(OSError):
+            handle = os.open(sibling, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held: its writer lives
+                if sibling.is_dir():
+                    shutil.rmtree(sibling)
+                else:
+                    sibling.unlink()
+            finally:
+                os.close(handle)
+
+
+@contextlib.contextmanager
+def _explained(path: Path, needed_bytes: int) -> Iterator[None]:
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(path.parent).free
+            raise OutputError(_no_space(path, needed_bytes, free)) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+            reason = f"cannot write {path}: {error.strerror}; choose another --out"
+            raise OutputError(reason) from error
+        raise
+
+
+def _no_space(path: Path, needed_bytes: int, free_bytes: int) -> str:
+    need = f"{needed_bytes:,} bytes are needed and " if needed_bytes else ""
+    return (
+        f"no space left on the disk for {path}: {need}{free_bytes:,} are free; "
+        "nothing was kept, make room or choose another --out"
+    )
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(root, name))
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

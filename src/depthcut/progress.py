@@ -1,0 +1,41 @@
+"""Progress on stderr: rate, time left and a note (the best block so far, the loss)."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Protocol
+
+
+class Advance(Protocol):
+    """Reports `amount` more units done; `note` replaces the text at the end of the line."""
+
+    def __call__(self, amount: float, note: str = "") -> None: ...
+
+
+@contextlib.contextmanager
+def progress(title: str, total: float, *, unit: str = "tokens") -> Iterator[Advance]:
+    """A progress bar on stderr; on a stderr that is no terminal one line when it is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Task as RichTask
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: RichTask) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:,.0f} {unit}/s" if speed else "")
+
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        Rate(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[note]}", style="dim"),
+    ]
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, note="")
+
+        def advance(amount: float, note: str = "") -> None:
+            bar.update(task, advance=amount, **({"note": note} if note else {}))
+
+        yield advance

@@ -1,0 +1,305 @@
+"""What passes between the stages: each a frozen struct, one JSON file, readable by a person.
+
+Blocks are half open, counted from 0: [12, 19) removes layers 12 to 18. Depth l is what
+enters layer l; depth L leaves the last layer, before the final norm.
+"""
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+import msgspec
+
+from depthcut.errors import RecordError, nearest
+from depthcut.files import write_file
+from depthcut.settings import (
+    EvaluateSettings,
+    HealSettings,
+    LoadSettings,
+    PlanSettings,
+    Settings,
+    SurveySettings,
+    Tokens,
+)
+
+Block = tuple[int, int]
+"""Consecutive layers [start, stop), counted from 0."""
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all records: immutable, keyword-only, unknown keys refused."""
+
+
+class Origin(Record, frozen=True, kw_only=True):
+    """Where a record came from: enough to make it again."""
+
+    inputs: str
+    """Digest of everything the result depends on (settings, model, text): see `inputs_digest`."""
+    seconds: float
+    created: str
+    """UTC, ISO 8601."""
+    versions: dict[str, str]
+    machine: str
+
+    @classmethod
+    def since(cls, started: float, *, inputs: str) -> Self:
+        """The origin of what was begun at `time.monotonic()` = `started` and is done now."""
+        return cls(
+            inputs=inputs,
+            seconds=round(time.monotonic() - started, 3),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions=_versions(),
+            machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        )
+
+
+class ModelFacts(Record, frozen=True, kw_only=True):
+    """What a checkpoint says of itself, read from its config and headers."""
+
+    source: str
+    """As the user named it."""
+    digest: str
+    """Of the config, the tensor headers and the first bytes of each tensor."""
+    model_type: str
+    layers: int
+    hidden_size: int
+    dtype: str
+    """Of most of the weights."""
+    layer_parameters: tuple[int, ...]
+    """Parameters of each layer, in order."""
+    other_parameters: int
+    """Embeddings, head, final norm; tied weights counted once."""
+    weight_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.layer_parameters) + self.other_parameters
+
+
+class TextFacts(Record, frozen=True, kw_only=True):
+    """Which text was read."""
+
+    source: str
+    digest: str
+    """SHA-256 of the source's bytes (local) or of its name and commit (hub)."""
+    sequences: int
+    tokens: int
+    """Tokens that counted, padding not among them."""
+
+
+class Estimate(Record, frozen=True, kw_only=True):
+    """A mean and its standard error."""
+
+    value: float
+    stderr: float
+
+
+class Scores(Record, frozen=True, kw_only=True):
+    """One criterion, at the last or at all tokens: a score for each block, low = redundant."""
+
+    criterion: str
+    tokens: Tokens
+    scope: Literal["block", "layer"]
+    """block: every block [start, start + size); layer: single layers only, whose scores add up."""
+    paper: str
+    mean: tuple[tuple[float, ...], ...]
+    """mean[start][size - 1]; a criterion of scope layer has one entry for each start."""
+    stderr: tuple[tuple[float, ...], ...]
+    """Standard error of the mean over sequences, same shape."""
+    per_sequence: bytes
+    """float32, little endian, (sequences, entries of mean in reading order): for paired errors."""
+
+
+class Survey(Record, frozen=True, kw_only=True):
+    """How redundant the layers of a model are on a text."""
+
+    kind: Literal["survey"] = "survey"
+    origin: Origin
+    model: ModelFacts
+    text: TextFacts
+    settings: SurveySettings
+    load: LoadSettings
+    norms: tuple[float, ...]
+    """Mean Euclidean norm of the residual stream at each depth 0..L, over all tokens."""
+    scores: tuple[Scores, ...]
+
+    def find(self, criterion: str, tokens: Tokens) -> Scores:
+        """The scores of one criterion.
+
+        Raises:
+            RecordError: The survey has none of that name.
+        """
+        for scores in self.scores:
+            if (scores.criterion, scores.tokens) == (criterion, tokens):
+                return scores
+        known = sorted({scores.criterion for scores in self.scores})
+        raise RecordError(
+            f"no criterion {criterion!r} for tokens {tokens!r} in the survey"
+            f"{nearest(criterion, known)}; it has {', '.join(known)}"
+        )
+
+
+class Alternative(Record, frozen=True, kw_only=True):
+    """Another choice of as many layers."""
+
+    removed: tuple[Block, ...]
+    score: float
+    difference: Estimate
+    """Its score minus the plan's, paired over sequences."""
+
+
+class Plan(Record, frozen=True, kw_only=True):
+    """Which layers of a model are removed, and why."""
+
+    kind: Literal["plan"] = "plan"
+    origin: Origin
+    model: ModelFacts
+    settings: PlanSettings
+    survey: str | None
+    """`inputs` of the survey that it came from; None: chosen by hand."""
+    removed: tuple[Block, ...]
+    score: float | None
+    alternatives: tuple[Alternative, ...]
+    """The runners-up, best first."""
+    warnings: tuple[str, ...]
+
+    @property
+    def removed_layers(self) -> tuple[int, ...]:
+        return tuple(layer for start, stop in self.removed for layer in range(start, stop))
+
+    @property
+    def kept_layers(self) -> tuple[int, ...]:
+        gone = set(self.removed_layers)
+        return tuple(layer for layer in range(self.model.layers) if layer not in gone)
+
+
+class SliceRecord(Record, frozen=True, kw_only=True):
+    """Lies in a sliced checkpoint as depthcut.json: the plan that made it."""
+
+    kind: Literal["slice"] = "slice"
+    origin: Origin
+    plan: Plan
+    result: ModelFacts
+
+
+class HealRecord(Record, frozen=True, kw_only=True):
+    """Lies in a healed checkpoint as depthcut.json."""
+
+    kind: Literal["heal"] = "heal"
+    origin: Origin
+    model: ModelFacts
+    """What was trained."""
+    text: TextFacts
+    settings: HealSettings
+    load: LoadSettings
+    trained_parameters: int
+    trained_tokens: int
+    losses: tuple[tuple[int, float], ...]
+    """(step, mean next-token loss in nats since the last entry)."""
+    result: ModelFacts
+
+
+class Speed(Record, frozen=True, kw_only=True):
+    """Tokens per second over interleaved rounds."""
+
+    median: float
+    low: float
+    """First quartile."""
+    high: float
+    """Third quartile."""
+    rounds: tuple[float, ...]
+
+
+class ModelEvaluation(Record, frozen=True, kw_only=True):
+    """One model, judged."""
+
+    name: str
+    model: ModelFacts
+    loss: Estimate
+    """Nats per predicted token, standard error over sequences."""
+    perplexity: Estimate
+    bits_per_byte: Estimate
+    prefill: Speed | None
+    decode: Speed | None
+    peak_memory_bytes: int | None
+    """Of the process (CPU) or the device (GPU) while the speed was measured."""
+    generations: tuple[str, ...]
+    """One for each prompt, greedy."""
+
+
+class Comparison(Record, frozen=True, kw_only=True):
+    """One model against the first, on the same tokens."""
+
+    name: str
+    loss_difference: Estimate
+    """Nats per token, paired over sequences; positive: worse than the first."""
+    agreement: Estimate
+    """Share of tokens where both predict the same next token."""
+    kl_divergence: Estimate
+    """KL(first ‖ this) of the next-token distributions, nats per token."""
+
+
+class Evaluation(Record, frozen=True, kw_only=True):
+    """Several models judged on the same text; the first is the reference."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    origin: Origin
+    text: TextFacts
+    settings: EvaluateSettings
+    load: LoadSettings
+    prompts: tuple[str, ...]
+    models: tuple[ModelEvaluation, ...]
+    comparisons: tuple[Comparison, ...]
+    """For the second model and those after it."""
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """The record in a JSON file.
+
+    Raises:
+        RecordError: No such file, not JSON, not this kind of record, or from another version.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError as error:
+        raise RecordError(f"no file {path}: expected a {kind.__name__.lower()} record") from error
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        name = kind.__name__.lower()
+        raise RecordError(f"{path} is not a {name} of this depthcut: {error}") from error
+
+
+def write_record(record: Record, path: Path, *, overwrite: bool = False) -> None:
+    """Write a record as indented JSON; whole or not at all.
+
+    Raises:
+        OutputError: The file exists and `overwrite` is off, or the place cannot be written.
+    """
+    content = msgspec.json.format(msgspec.json.encode(record), indent=1)
+    write_file(path, content + b"\n", overwrite=overwrite)
+
+
+def inputs_digest(*parts: str | Settings | Record | Sequence[str]) -> str:
+    """SHA-256 (hex, first 32 digits) over strings, settings and records, in order."""
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:32]
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("depthcut", "torch", "transformers", "tokenizers", "peft"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

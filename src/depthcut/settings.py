@@ -1,0 +1,140 @@
+"""What each stage is asked to do: one source of the command's help, the recipe's keys and the API.
+
+Every field's docstring is its help text. A setting names no output path: where a result goes
+is not part of what it is.
+"""
+
+from typing import Literal
+
+import msgspec
+
+Tokens = Literal["last", "all"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all settings: immutable, keyword-only, unknown keys refused."""
+
+
+class LoadSettings(Settings, frozen=True, kw_only=True):
+    """How a model is found and loaded."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    device: str = "auto"
+    """Where the model runs: auto, cpu, cuda, cuda:1, mps, or 'map' to spread it over all GPUs."""
+    dtype: DType = "auto"
+    """Compute dtype; auto: the checkpoint's own, float32 where a CPU has no fast bfloat16."""
+    load_in_4bit: bool = False
+    """Load the weights as NF4 by bitsandbytes."""
+    trust_remote_code: bool = False
+    """Allow Python code that comes with the checkpoint to run."""
+
+
+class TextSettings(Settings, frozen=True, kw_only=True):
+    """Which text is read, and how it becomes sequences of tokens."""
+
+    text: str = "builtin"
+    """A .txt, .md, .jsonl, .csv or .parquet file (also .gz, .zst), a folder of them, a hub data
+    set, - for standard input, or builtin (English prose that Python carries)."""
+    text_config: str | None = None
+    """Configuration name of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set."""
+    columns: tuple[str, ...] = ()
+    """Columns that hold the text, joined by a blank line; default: text, content or messages."""
+    packing: Literal["pack", "pad"] = "pack"
+    """pack: documents joined and cut into full contexts; pad: one document a sequence."""
+    part: Literal["all", "train", "held-out"] = "all"
+    """held-out: every eighth sequence; train: the others. So one text can serve both sides."""
+    context: int = 512
+    """Tokens per sequence, at most."""
+    tokens: int = 65536
+    """Tokens to read, at most."""
+
+
+class SurveySettings(TextSettings, frozen=True, kw_only=True):
+    """How redundancy is measured."""
+
+    batch_size: int | None = None
+    """Sequences per forward pass; default: chosen from the memory at hand."""
+
+
+class PlanSettings(Settings, frozen=True, kw_only=True):
+    """Which layers go. Exactly one of drop, keep, params and remove."""
+
+    drop: int | str | None = None
+    """How many layers to remove: 7, or a share such as 25%."""
+    keep: int | None = None
+    """How many layers to keep."""
+    params: str | None = None
+    """Target size in parameters, such as 100M or 6.5B: as many layers go as are needed."""
+    remove: str | None = None
+    """The layers to remove by hand, both ends included: 12-18,22."""
+    criterion: str = "angular"
+    """What ranks the layers: angular (Gromov et al.), block-influence (ShortGPT) or magnitude."""
+    tokens: Tokens = "last"
+    """Score at the last token of each sequence (as the paper) or averaged over all tokens."""
+    protect: str | None = None
+    """Layers that must stay: 0,28-29."""
+    blocks: int = 1
+    """At most so many separate blocks (criteria that score blocks)."""
+
+
+class HealSettings(TextSettings, frozen=True, kw_only=True):
+    """How the cut model is trained afterwards."""
+
+    tokens: int = 2**30
+    """Tokens of text to read, at most; steps decide how many are used."""
+    steps: int = 200
+    """Optimizer steps."""
+    batch_size: int = 4
+    """Sequences per forward pass."""
+    accumulate: int = 2
+    """Forward passes per optimizer step."""
+    learning_rate: float = 2e-4
+    """Peak learning rate, after warm-up; it falls to zero along a cosine."""
+    warmup_steps: int = 10
+    """Steps over which the learning rate rises."""
+    rank: int = 32
+    """Rank of the LoRA matrices."""
+    alpha: float = 64.0
+    """LoRA scale: the update is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout before the LoRA matrices."""
+    keep_adapter: bool = False
+    """Also write the adapter itself, in the folder adapter beside the merged weights."""
+    seed: int = 0
+    """Seed of the initialisation and of the order of the sequences."""
+
+
+class EvaluateSettings(TextSettings, frozen=True, kw_only=True):
+    """What is measured of each model."""
+
+    tokens: int = 32768
+    """Tokens to judge on, at most."""
+    batch_size: int | None = None
+    """Sequences per forward pass; default: chosen from the memory at hand."""
+    prompts: str | None = None
+    """A file with one prompt a line; default: ten prompts that depthcut brings."""
+    new_tokens: int = 64
+    """Tokens generated for each prompt."""
+    rounds: int = 5
+    """Rounds of the speed measurement, the models in turn; 0: no speed measurement."""
+    prefill_tokens: int = 512
+    """Length of the prompt whose prefill is timed."""
+    decode_tokens: int = 32
+    """Tokens decoded one by one in each timed round."""
+
+
+class Recipe(Settings, frozen=True, kw_only=True):
+    """All stages in order: what depthcut run does."""
+
+    model: str = "smollm2"
+    """smollm2 (embedded), a local folder, a hub id, or a .gguf file."""
+    load: LoadSettings = LoadSettings()
+    survey: SurveySettings = SurveySettings(part="train")
+    plan: PlanSettings = PlanSettings(drop="25%")
+    heal: HealSettings | None = None
+    """Left out: no training after the cut."""
+    evaluate: EvaluateSettings = EvaluateSettings(part="held-out")

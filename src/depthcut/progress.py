@@ -36,6 +36,8 @@ def progress(title: str, total: float, *, unit: str = "tokens") -> Iterator[Adva
         task = bar.add_task(title, total=total, note="")
 
         def advance(amount: float, note: str = "") -> None:
-            bar.update(task, advance=amount, **({"note": note} if note else {}))
+            bar.advance(task, amount)
+            if note:
+                bar.update(task, note=note)
 
         yield advance

@@ -169,6 +169,11 @@ class Plan(Record, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
 
     @property
+    def words(self) -> str:
+        """What goes, for people: "layers 12–18 (7 layers)"."""
+        return layers_in_words(self.removed)
+
+    @property
     def removed_layers(self) -> tuple[int, ...]:
         return tuple(layer for start, stop in self.removed for layer in range(start, stop))
 
@@ -256,6 +261,14 @@ class Evaluation(Record, frozen=True, kw_only=True):
     models: tuple[ModelEvaluation, ...]
     comparisons: tuple[Comparison, ...]
     """For the second model and those after it."""
+
+
+def layers_in_words(blocks: Sequence[Block]) -> str:
+    """Blocks for people, both ends included: "layers 3–5 and 12 (4 layers)"."""
+    spans = [str(start) if stop - start == 1 else f"{start}–{stop - 1}" for start, stop in blocks]
+    count = sum(stop - start for start, stop in blocks)
+    names = " and ".join(filter(None, [", ".join(spans[:-1]), *spans[-1:]]))
+    return f"layer {names} (1 layer)" if count == 1 else f"layers {names} ({count} layers)"
 
 
 R = TypeVar("R", bound=Record)

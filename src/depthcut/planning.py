@@ -1,0 +1,312 @@
+"""Survey and budget, or a hand's choice, to a plan: which layers go. No torch.
+
+The choice is exact: dynamic programming over the table of scores finds the best set of layers
+and the runners-up, for any number of separate blocks at once.
+"""
+
+import math
+import re
+import time
+from array import array
+from collections.abc import Iterable, Sequence
+
+from depthcut.errors import PlanError, SettingsError
+from depthcut.records import (
+    Alternative,
+    Block,
+    Estimate,
+    ModelFacts,
+    Origin,
+    Plan,
+    Scores,
+    Survey,
+    inputs_digest,
+)
+from depthcut.settings import PlanSettings
+
+RUNNERS_UP = 5
+_UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+
+
+def plan_from_survey(survey: Survey, settings: PlanSettings) -> Plan:
+    """The best choice of layers by one criterion of a survey, with the runners-up.
+
+    With `settings.remove` the layers are the hand's, and the survey's best choices of as many
+    layers stand beside them.
+
+    Raises:
+        SettingsError: Not exactly one budget, or one that cannot be read.
+        PlanError: More layers than there are, none, or none allowed by the protected ones.
+        RecordError: The survey lacks the criterion.
+    """
+    started = time.monotonic()
+    _check_settings(settings)
+    scores = survey.find(settings.criterion, settings.tokens)
+    protected = layer_set(settings.protect or "", survey.model.layers)
+    if settings.remove is not None:
+        choice = _by_hand(settings, survey.model.layers)
+        ranked = _ranked(scores, layer_count(choice), protected, settings)
+    elif settings.params is not None:
+        ranked = _ranked_for_size(survey, scores, protected, settings)
+        choice = ranked[0]
+    else:
+        ranked = _ranked(scores, budget(settings, survey.model.layers), protected, settings)
+        choice = ranked[0]
+    return Plan(
+        origin=Origin.since(started, inputs=plan_inputs(settings, survey.origin.inputs)),
+        model=survey.model,
+        settings=settings,
+        survey=survey.origin.inputs,
+        removed=choice,
+        score=_score(scores, choice),
+        alternatives=tuple(
+            Alternative(
+                removed=other,
+                score=_score(scores, other),
+                difference=paired_difference(scores, other, choice),
+            )
+            for other in ranked
+            if other != choice
+        ),
+        warnings=_warnings(choice, survey.model.layers),
+    )
+
+
+def plan_by_hand(model: ModelFacts, settings: PlanSettings) -> Plan:
+    """A plan of the layers that `settings.remove` names, without a survey.
+
+    Raises:
+        SettingsError: Another budget is given, or none.
+        PlanError: Layers out of range, none, all, or protected ones.
+    """
+    started = time.monotonic()
+    _check_settings(settings)
+    if settings.remove is None:
+        raise SettingsError("without a survey, name the layers: --remove 12-18,22")
+    removed = _by_hand(settings, model.layers)
+    return Plan(
+        origin=Origin.since(started, inputs=plan_inputs(settings, model.digest)),
+        model=model,
+        settings=settings,
+        survey=None,
+        removed=removed,
+        score=None,
+        alternatives=(),
+        warnings=_warnings(removed, model.layers),
+    )
+
+
+def plan_inputs(settings: PlanSettings, source: str) -> str:
+    """Digest of what a plan depends on: `source` is the survey's inputs or the model's digest."""
+    return inputs_digest("plan", settings, source)
+
+
+def layer_set(text: str, layers: int) -> tuple[int, ...]:
+    """The layers in a list such as "12-18,22" (both ends included), sorted.
+
+    Raises:
+        SettingsError: Not such a list.
+        PlanError: A layer that the model does not have.
+    """
+    found: set[int] = set()
+    for part in filter(None, re.split(r"[,\s]+", text)):
+        match = re.fullmatch(r"(\d+)(?:[-–](\d+))?", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise SettingsError(f"{part!r} names no layers: write them as 12-18,22, counted from 0")
+        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    if found and max(found) >= layers:
+        raise PlanError(
+            f"there is no layer {max(found)}: the model has {layers}, numbered 0 to {layers - 1}"
+        )
+    return tuple(sorted(found))
+
+
+def merged(layers: Iterable[int]) -> tuple[Block, ...]:
+    """Layers as the fewest blocks [start, stop)."""
+    blocks: list[Block] = []
+    for layer in sorted(layers):
+        if blocks and blocks[-1][1] == layer:
+            blocks[-1] = (blocks[-1][0], layer + 1)
+        else:
+            blocks.append((layer, layer + 1))
+    return tuple(blocks)
+
+
+def layer_count(blocks: Iterable[Block]) -> int:
+    """How many layers the blocks hold."""
+    return sum(stop - start for start, stop in blocks)
+
+
+def budget(settings: PlanSettings, layers: int) -> int:
+    """How many of `layers` layers `drop` or `keep` asks to remove; a share is rounded down.
+
+    Raises:
+        SettingsError: Neither a number nor a share.
+        PlanError: None or all of the layers.
+    """
+    if settings.keep is not None:
+        count = layers - settings.keep
+        asked = f"keep {settings.keep}"
+    else:
+        asked = f"drop {settings.drop}"
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", str(settings.drop))
+        if match is None or (not match[2] and "." in match[1]):
+            raise SettingsError(f"{asked}: write a number of layers (7) or a share (25%)")
+        count = int(layers * float(match[1]) / 100 + 1e-9) if match[2] else int(match[1])
+    _check_count(count, layers, asked)
+    return count
+
+
+def paired_difference(scores: Scores, first: Sequence[Block], second: Sequence[Block]) -> Estimate:
+    """Score of `first` minus score of `second`, with the standard error over the same sequences."""
+    samples = array("f", scores.per_sequence)
+    width = sum(len(row) for row in scores.mean)
+    columns_first, columns_second = _columns(scores, first), _columns(scores, second)
+    differences = [
+        math.fsum(samples[row + column] for column in columns_first)
+        - math.fsum(samples[row + column] for column in columns_second)
+        for row in range(0, len(samples), width)
+    ]
+    value = _score(scores, first) - _score(scores, second)
+    count = len(differences)
+    if count < 2:
+        return Estimate(value=value, stderr=0.0)
+    mean = math.fsum(differences) / count
+    variance = math.fsum((each - mean) ** 2 for each in differences) / (count - 1)
+    return Estimate(value=value, stderr=math.sqrt(variance / count))
+
+
+def _ranked(
+    scores: Scores, count: int, protected: Sequence[int], settings: PlanSettings
+) -> list[tuple[Block, ...]]:
+    layers = len(scores.mean)
+    found = _best_choices(scores, count, frozenset(protected), settings.blocks)
+    if not found:
+        raise PlanError(
+            f"no choice of {count} of {layers} layers in at most {settings.blocks} block(s) "
+            f"leaves the protected layers {settings.protect}: protect fewer, drop fewer, "
+            "or allow more --blocks"
+        )
+    return [merged(layer for block in blocks for layer in range(*block)) for _, blocks in found]
+
+
+def _ranked_for_size(
+    survey: Survey, scores: Scores, protected: Sequence[int], settings: PlanSettings
+) -> list[tuple[Block, ...]]:
+    target = _parameters(settings.params or "")
+    sizes = survey.model.layer_parameters
+    for count in range(1, survey.model.layers):
+        ranked = _ranked(scores, count, protected, settings)
+        gone = sum(sizes[layer] for block in ranked[0] for layer in range(*block))
+        if survey.model.parameters - gone <= target:
+            return ranked
+    least = survey.model.other_parameters + min(sizes)
+    raise PlanError(
+        f"params {settings.params}: one layer and the embeddings alone have {least:,} parameters; "
+        "ask for more"
+    )
+
+
+Choice = tuple[float, tuple[Block, ...]]
+
+
+def _best_choices(
+    scores: Scores, count: int, protected: frozenset[int], blocks: int
+) -> list[Choice]:
+    """The best choices of `count` layers, ascending by summed score, exactly.
+
+    A state is (position, layers still to go, blocks still allowed); every choice is one path
+    through the states, so keeping the best few at each state loses none of them. Two blocks
+    have a kept layer between them, else they are one block with a score of its own.
+    """
+    layers = len(scores.mean)
+    apart, most = (1, blocks) if scores.scope == "block" else (0, 1)
+
+    known: dict[tuple[int, int, int], list[Choice]] = {}
+
+    def best(position: int, left: int, allowed: int) -> list[Choice]:
+        if left == 0:
+            return [(0.0, ())]
+        if position >= layers or allowed == 0 or left > layers - position:
+            return []
+        return known[position, left, allowed]
+
+    for position in reversed(range(layers)):
+        for left in range(1, min(count, layers - position) + 1):
+            for allowed in range(1, most + 1):
+                options = list(best(position + 1, left, allowed))
+                for size, score in enumerate(scores.mean[position][:left], start=1):
+                    if position + size - 1 in protected:
+                        break
+                    stop = position + size
+                    options += [
+                        (score + rest, ((position, stop), *chosen))
+                        for rest, chosen in best(stop + apart, left - size, allowed - apart)
+                    ]
+                known[position, left, allowed] = sorted(options)[: RUNNERS_UP + 1]
+    return best(0, count, most)
+
+
+def _score(scores: Scores, blocks: Sequence[Block]) -> float:
+    return math.fsum(scores.mean[start][size - 1] for start, size in _entries(scores, blocks))
+
+
+def _columns(scores: Scores, blocks: Sequence[Block]) -> list[int]:
+    starts = [0]
+    for row in scores.mean:
+        starts.append(starts[-1] + len(row))
+    return [starts[start] + size - 1 for start, size in _entries(scores, blocks)]
+
+
+def _entries(scores: Scores, blocks: Sequence[Block]) -> list[tuple[int, int]]:
+    if scores.scope == "block":
+        return [(start, stop - start) for start, stop in blocks]
+    return [(layer, 1) for start, stop in blocks for layer in range(start, stop)]
+
+
+def _check_settings(settings: PlanSettings) -> None:
+    given = [
+        name for name in ("drop", "keep", "params", "remove") if getattr(settings, name) is not None
+    ]
+    if len(given) != 1:
+        found = f"found {' and '.join(given)}" if given else "found none"
+        raise SettingsError(f"give exactly one of drop, keep, params and remove: {found}")
+    if settings.blocks < 1:
+        raise SettingsError(f"blocks {settings.blocks}: at least one block must be allowed")
+
+
+def _check_count(count: int, layers: int, asked: str) -> None:
+    if count < 1:
+        raise PlanError(f"{asked}: removes none of the {layers} layers; ask for at least one")
+    if count >= layers:
+        raise PlanError(
+            f"{asked}: removes {count} of {layers} layers; at least one must stay, "
+            f"so drop at most {layers - 1}"
+        )
+
+
+def _by_hand(settings: PlanSettings, layers: int) -> tuple[Block, ...]:
+    asked = f"remove {settings.remove}"
+    chosen = layer_set(settings.remove or "", layers)
+    _check_count(len(chosen), layers, asked)
+    if both := sorted(set(chosen) & set(layer_set(settings.protect or "", layers))):
+        raise PlanError(f"{asked}: layer {both[0]} is protected too; take it out of one of them")
+    return merged(chosen)
+
+
+def _parameters(text: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMBT]?)\s*", text.upper())
+    if match is None:
+        raise SettingsError(f"params {text}: write a size such as 100M or 6.5B")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _warnings(removed: Sequence[Block], layers: int) -> tuple[str, ...]:
+    gone = {layer for block in removed for layer in range(*block)}
+    found = []
+    if early := sorted(gone & {0, 1}):
+        names = " and ".join(map(str, early))
+        found.append(f"removes layer {names} of the first two, which is known to hurt most models")
+    if layers - 1 in gone:
+        found.append(f"removes the last layer ({layers - 1}), which is known to hurt most models")
+    return tuple(found)

@@ -1,0 +1,1 @@
+"""Any text source: to documents, to sequences of tokens."""

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: headers, byte ranges, and what each architecture says of its layers."""

@@ -1,0 +1,243 @@
+"""A checkpoint folder: its config, its tensors wherever they lie, and its digest."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from depthcut.checkpoint.architectures import find_architecture, hidden_size, layer_count
+from depthcut.checkpoint.headers import Header, TensorEntry, read_header
+from depthcut.checkpoint.names import LayerNames
+from depthcut.errors import CheckpointError
+from depthcut.records import ModelFacts
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_DTYPE_NAMES = {
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "U8": "uint8",
+    "I8": "int8",
+    "I32": "int32",
+}
+_VOLATILE_KEYS = frozenset({"_name_or_path", "transformers_version", "_commit_hash"})
+"""Config keys that say who saved the checkpoint, not what it is."""
+_DIGEST_BYTES = 4096
+"""Of each tensor."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: headers read and checked, no weights in memory."""
+
+    folder: Path
+    config: dict[str, object]
+    shards: tuple[Header, ...]
+    """In the order of their names."""
+    index: dict[str, object] | None
+    """The index file's content; None: one file holds everything."""
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorEntry]:
+        """All tensors by name."""
+        return {entry.name: entry for shard in self.shards for entry in shard.tensors}
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(entry.size_bytes for entry in self.tensors.values())
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read what a folder holds: config, index, the header of every weight file.
+
+    Raises:
+        CheckpointError: No folder, config or safetensors weights; a damaged header; an index that
+            names a missing shard or a path outside the folder, or disagrees with its shards.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"no folder {folder}: a checkpoint folder is needed")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} has no config.json: a folder as save_pretrained writes it is needed"
+        )
+    config = read_object(folder / "config.json")
+    weights = _weights_file(folder, config)
+    if not weights.name.endswith(".index.json"):
+        return Checkpoint(folder, config, (read_header(weights),), None)
+    index = read_object(weights)
+    shard_of = _weight_map(weights, index)
+    shards = tuple(read_header(folder / name) for name in sorted(set(shard_of.values())))
+    _check_index(weights, shard_of, shards)
+    return Checkpoint(folder, config, shards, index)
+
+
+def model_facts(checkpoint: Checkpoint, *, source: str) -> ModelFacts:
+    """What the checkpoint says of itself.
+
+    The digest covers the config, each tensor's name, dtype and shape and its first 4 KiB, and
+    is the same however the tensors are spread over files.
+
+    Args:
+        checkpoint: An opened checkpoint.
+        source: How the user named the model.
+
+    Raises:
+        ArchitectureError: The model type is not supported.
+        CheckpointError: Config and tensors disagree on the number of layers.
+    """
+    architecture = find_architecture(checkpoint.config)
+    names = LayerNames(architecture.stack)
+    layers = layer_count(checkpoint.config)
+    layer_parameters = [0] * layers
+    found = set()
+    other_parameters = 0
+    for entry in checkpoint.tensors.values():
+        layer = names.layer(entry.name)
+        if layer is None:
+            other_parameters += entry.elements
+            continue
+        found.add(layer)
+        if layer < layers and names.tail(entry.name) not in architecture.buffers:
+            layer_parameters[layer] += entry.elements
+    if found != set(range(layers)):
+        raise CheckpointError(
+            f"{checkpoint.folder}: config.json speaks of {layers} layers, the weights hold "
+            f"{len(found)} under {architecture.stack}; get config and weights that belong together"
+        )
+    return ModelFacts(
+        source=source,
+        digest=_digest(checkpoint),
+        model_type=str(checkpoint.config["model_type"]),
+        layers=layers,
+        hidden_size=hidden_size(checkpoint.config),
+        dtype=_dtype(checkpoint),
+        layer_parameters=tuple(layer_parameters),
+        other_parameters=other_parameters,
+        weight_bytes=checkpoint.weight_bytes,
+    )
+
+
+def read_object(file: Path) -> dict[str, object]:
+    """The JSON object in a file.
+
+    Raises:
+        CheckpointError: The file cannot be read or holds something else.
+    """
+    try:
+        value = json.loads(file.read_bytes().decode())
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not JSON in UTF-8 ({error}); correct it") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _weights_file(folder: Path, config: Mapping[str, object]) -> Path:
+    """The file that transformers would load: its explicit name, the single file, the index."""
+    named = config.get("transformers_weights")
+    if isinstance(named, str):
+        if not _plain_name(named) or not named.endswith((".safetensors", ".index.json")):
+            raise CheckpointError(
+                f"{folder / 'config.json'}: transformers_weights {named!r} must be the name of a "
+                "safetensors file or index in the same folder"
+            )
+        if not (folder / named).is_file():
+            raise CheckpointError(f"{folder} has no {named}, which its config.json names")
+        return folder / named
+    for name in (SINGLE_FILE, INDEX_FILE):
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix in {".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".safetensors"}
+    )
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in others):
+        raise CheckpointError(
+            f"{folder} has no safetensors weights, only {others[0]}: convert them once with "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+        )
+    found = f"; found {', '.join(others[:3])}" if others else ""
+    raise CheckpointError(f"{folder} has no weights: {SINGLE_FILE} or {INDEX_FILE} needed{found}")
+
+
+def _plain_name(name: str) -> bool:
+    """Whether a name stays in its folder. A link of that name may point elsewhere, as in a cache
+    of hub snapshots."""
+    return bool(name) and name not in {".", ".."} and not set(name) & set("/\\\0")
+
+
+def _weight_map(file: Path, index: Mapping[str, object]) -> dict[str, str]:
+    weight_map = index.get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(name, str) for name in weight_map.values())
+    ):
+        raise CheckpointError(f"{file} must hold weight_map, an object from tensors to files")
+    for name in set(weight_map.values()):
+        if not _plain_name(name):
+            raise CheckpointError(
+                f"{file} names {name!r}, which is no file of its folder: refused; "
+                "get the checkpoint from a source you trust"
+            )
+        if not (file.parent / name).is_file():
+            raise CheckpointError(
+                f"{file} names {name}, which is missing; download the whole checkpoint"
+            )
+    return dict(weight_map)
+
+
+def _check_index(file: Path, shard_of: Mapping[str, str], shards: tuple[Header, ...]) -> None:
+    held = [(entry.name, entry.file.name) for shard in shards for entry in shard.tensors]
+    name, times = Counter(name for name, _ in held).most_common(1)[0] if held else ("", 0)
+    if times > 1:
+        raise CheckpointError(
+            f"{file.parent}: tensor {name!r} lies in {times} shards; save the checkpoint again"
+        )
+    if wrong := set(held) ^ set(shard_of.items()):
+        tensor, shard = min(wrong)
+        claim = "is promised by the index but not" if (tensor, shard) not in held else "lies"
+        tail = "" if claim != "lies" else ", which the index does not say"
+        raise CheckpointError(
+            f"{file} disagrees with its shards: tensor {tensor!r} {claim} in {shard}{tail}; "
+            "download the whole checkpoint again"
+        )
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    digest = hashlib.sha256()
+    config = {key: value for key, value in checkpoint.config.items() if key not in _VOLATILE_KEYS}
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    with ExitStack() as stack:
+        handles: dict[Path, int] = {}
+        for shard in checkpoint.shards:
+            stream = stack.enter_context(shard.file.open("rb", buffering=0))
+            handles[shard.file] = stream.fileno()
+        for name, entry in sorted(checkpoint.tensors.items()):
+            digest.update(json.dumps([name, entry.dtype, entry.shape]).encode())
+            length = min(_DIGEST_BYTES, entry.size_bytes)
+            digest.update(os.pread(handles[entry.file], length, entry.start))
+    return digest.hexdigest()
+
+
+def _dtype(checkpoint: Checkpoint) -> str:
+    sizes: Counter[str] = Counter()
+    for entry in checkpoint.tensors.values():
+        sizes[entry.dtype] += entry.size_bytes
+    if not sizes:
+        return "none"
+    dtype = sizes.most_common(1)[0][0]
+    return _DTYPE_NAMES.get(dtype, dtype.lower())

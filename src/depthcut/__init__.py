@@ -1,3 +1,59 @@
-"""depthcut: make a pretrained language model shallower."""
+"""depthcut: make a pretrained language model shallower.
+
+    import depthcut
+    survey = depthcut.survey("smollm2")
+    plan = depthcut.plan(survey, depthcut.PlanSettings(drop=5))
+    depthcut.slice("smollm2", plan, "pruned")
+
+Importing it is light: torch and transformers are loaded when a stage first needs them.
+"""
+
+from depthcut import errors
+from depthcut.api import evaluate, generate, heal, plan, report, slice, survey
+from depthcut.errors import DepthcutError
+from depthcut.pipeline import run
+from depthcut.records import (
+    Evaluation,
+    HealRecord,
+    Plan,
+    SliceRecord,
+    Survey,
+    read_record,
+    write_record,
+)
+from depthcut.settings import (
+    EvaluateSettings,
+    HealSettings,
+    LoadSettings,
+    PlanSettings,
+    Recipe,
+    SurveySettings,
+)
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DepthcutError",
+    "EvaluateSettings",
+    "Evaluation",
+    "HealRecord",
+    "HealSettings",
+    "LoadSettings",
+    "Plan",
+    "PlanSettings",
+    "Recipe",
+    "SliceRecord",
+    "Survey",
+    "SurveySettings",
+    "errors",
+    "evaluate",
+    "generate",
+    "heal",
+    "plan",
+    "read_record",
+    "report",
+    "run",
+    "slice",
+    "survey",
+    "write_record",
+]

@@ -79,6 +79,16 @@ def write_file(path: Path, content: bytes, *, overwrite: bool = False) -> None:
         _sync(path.parent)
 
 
+def discard(path: Path) -> None:
+    """Remove a file or folder; at no moment does a half of it stand at `path`."""
+    if path.is_dir() and not path.is_symlink():
+        doomed = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+    else:
+        path.unlink()
+
+
 def refuse_existing(path: Path) -> None:
     """Raise OutputError if there is anything at `path`."""
     if os.path.lexists(path):

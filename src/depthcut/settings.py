@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 Tokens = Literal["last", "all"]
+Part = Literal["all", "train", "held-out"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -45,7 +46,7 @@ class TextSettings(Settings, frozen=True, kw_only=True):
     """Columns that hold the text, joined by a blank line; default: text, content or messages."""
     packing: Literal["pack", "pad"] = "pack"
     """pack: documents joined and cut into full contexts; pad: one document a sequence."""
-    part: Literal["all", "train", "held-out"] = "all"
+    part: Part = "all"
     """held-out: every eighth sequence; train: the others. So one text can serve both sides."""
     context: int = 512
     """Tokens per sequence, at most."""

@@ -1,0 +1,254 @@
+"""The Python functions: each resolves its sources, runs one stage, and writes where it is told.
+
+The command line and the pipeline call these same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from depthcut.errors import SettingsError
+from depthcut.records import (
+    Evaluation,
+    HealRecord,
+    ModelFacts,
+    Plan,
+    SliceRecord,
+    Survey,
+    read_record,
+    write_record,
+)
+from depthcut.settings import (
+    EvaluateSettings,
+    HealSettings,
+    LoadSettings,
+    PlanSettings,
+    SurveySettings,
+    TextSettings,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from depthcut.model.loading import LoadedModel
+    from depthcut.text.sequences import Sequences
+
+
+def survey(
+    model: str | Path | PreTrainedModel,
+    settings: SurveySettings | None = None,
+    *,
+    texts: Sequence[str] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    load: LoadSettings | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> Survey:
+    """Measure how redundant every block of layers is, in one pass over a text.
+
+    Args:
+        model: A source (smollm2, a folder, a hub id, a .gguf file), or a causal language model
+            in memory, which is left as it is.
+        settings: Which text, how many tokens; see `SurveySettings`.
+        texts: Documents in memory, instead of `settings.text`.
+        tokenizer: For a model in memory.
+        load: Device and dtype of a model that is loaded here.
+        out: Where to write the record as JSON.
+
+    Raises:
+        DepthcutError: One of its kinds, see `depthcut.errors`.
+    """
+    from depthcut.surveying.survey import survey_model
+
+    settings, load = settings or SurveySettings(), load or LoadSettings()
+    loaded = _loaded(model, tokenizer, load)
+    sequences = _sequences(loaded, settings, texts)
+    record = survey_model(loaded, sequences, settings, load)
+    if out is not None:
+        write_record(record, out, overwrite=overwrite)
+    return record
+
+
+def plan(
+    source: Survey | str | Path,
+    settings: PlanSettings,
+    *,
+    load: LoadSettings | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    """Choose the layers to remove.
+
+    Args:
+        source: A survey or its file; or a model's source, with `settings.remove`.
+        settings: The budget or the layers; see `PlanSettings`.
+        load: Revision of a hub model.
+        out: Where to write the record as JSON.
+
+    Raises:
+        DepthcutError: One of its kinds, see `depthcut.errors`.
+    """
+    from depthcut.planning import plan_by_hand, plan_from_survey
+
+    if isinstance(source, str | Path) and Path(source).suffix == ".json":
+        source = read_record(Path(source), Survey)
+    if isinstance(source, Survey):
+        record = plan_from_survey(source, settings)
+    else:
+        record = plan_by_hand(facts(source, load=load), settings)
+    if out is not None:
+        write_record(record, out, overwrite=overwrite)
+    return record
+
+
+def slice(
+    model: str | Path,
+    plan: Plan | str | Path,
+    out: Path,
+    *,
+    load: LoadSettings | None = None,
+) -> SliceRecord:
+    """Write the checkpoint that a plan describes, byte range by byte range.
+
+    Args:
+        model: A source: smollm2, a folder, a hub id, a .gguf file.
+        plan: A plan or its file.
+        out: The folder to be; it must not exist.
+        load: Revision of a hub model.
+
+    Raises:
+        DepthcutError: One of its kinds, see `depthcut.errors`.
+    """
+    from depthcut.model.sources import locate
+    from depthcut.slicing import slice_checkpoint
+
+    if not isinstance(plan, Plan):
+        plan = read_record(Path(plan), Plan)
+    return slice_checkpoint(locate(model, load or LoadSettings()), plan, Path(out))
+
+
+def heal(
+    model: str | Path | PreTrainedModel,
+    out: Path,
+    settings: HealSettings | None = None,
+    *,
+    texts: Sequence[str] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    load: LoadSettings | None = None,
+) -> HealRecord:
+    """Train a cut model with LoRA and write it with the adapters merged.
+
+    Args:
+        model: A source, or a causal language model in memory (it is not changed).
+        out: The folder to be; it must not exist.
+        settings: Steps, rates, text; see `HealSettings`.
+        texts: Documents in memory, instead of `settings.text`.
+        tokenizer: For a model in memory.
+        load: Device, dtype, 4-bit base.
+
+    Raises:
+        DepthcutError: One of its kinds, see `depthcut.errors`.
+    """
+    from depthcut.files import refuse_existing
+    from depthcut.healing.lora import heal_checkpoint
+
+    settings, load = settings or HealSettings(), load or LoadSettings()
+    refuse_existing(Path(out))
+    loaded = _loaded(model, tokenizer, load)
+    return heal_checkpoint(loaded, _sequences(loaded, settings, texts), settings, load, Path(out))
+
+
+def evaluate(
+    models: Sequence[str | Path] | Mapping[str, str | Path | PreTrainedModel],
+    settings: EvaluateSettings | None = None,
+    *,
+    texts: Sequence[str] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    load: LoadSettings | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> Evaluation:
+    """Judge models on the same tokens, paired with the first, and measure their speed in turn.
+
+    Args:
+        models: Sources, or names for sources and models in memory; the first is the reference.
+        settings: Which text, prompts, rounds; see `EvaluateSettings`.
+        texts: Documents in memory, instead of `settings.text`.
+        tokenizer: For models in memory.
+        load: Device and dtype of models that are loaded here.
+        out: Where to write the record as JSON.
+
+    Raises:
+        DepthcutError: One of its kinds, see `depthcut.errors`.
+    """
+    from depthcut.evaluation.evaluate import evaluate_models
+
+    settings, load = settings or EvaluateSettings(), load or LoadSettings()
+    named = models if isinstance(models, Mapping) else {str(source): source for source in models}
+    if not named:
+        raise SettingsError("evaluate needs at least one model")
+    loaded = {name: _loaded(source, tokenizer, load) for name, source in named.items()}
+    sequences = _sequences(next(iter(loaded.values())), settings, texts)
+    record = evaluate_models(loaded, sequences, settings, load)
+    if out is not None:
+        write_record(record, out, overwrite=overwrite)
+    return record
+
+
+def generate(
+    model: str | Path,
+    prompt: str,
+    *,
+    new_tokens: int = 128,
+    load: LoadSettings | None = None,
+) -> Iterator[str]:
+    """The greedy continuation of a prompt, piece by piece, through the chat template if any."""
+    from depthcut.evaluation.generation import generate as stream
+    from depthcut.model.loading import load as load_model
+
+    return stream(load_model(model, load or LoadSettings()), prompt, new_tokens=new_tokens)
+
+
+def report(folder: str | Path) -> Path:
+    """Write report.html and its plots from the records in a folder; returns the page's path.
+
+    Raises:
+        RecordError: The folder holds none of the records, or a broken one.
+    """
+    from depthcut.reporting.page import write_report
+
+    return write_report(Path(folder))
+
+
+def facts(model: str | Path, *, load: LoadSettings | None = None) -> ModelFacts:
+    """What a checkpoint says of itself: layers, parameters, digest. Reads no weights."""
+    from depthcut.checkpoint.folder import model_facts, open_checkpoint
+    from depthcut.model.sources import locate
+
+    return model_facts(open_checkpoint(locate(model, load or LoadSettings())), source=str(model))
+
+
+def _loaded(
+    model: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: LoadSettings,
+) -> LoadedModel:
+    from depthcut.model.loading import from_memory, load
+
+    if isinstance(model, str | Path):
+        return load(model, settings)
+    return from_memory(model, tokenizer)
+
+
+def _sequences(
+    loaded: LoadedModel, settings: TextSettings, texts: Sequence[str] | None
+) -> Sequences:
+    from depthcut.text.documents import open_text
+    from depthcut.text.sequences import read_sequences
+
+    if loaded.tokenizer is None:
+        raise SettingsError("a model in memory needs its tokenizer: pass tokenizer=")
+    source = open_text(settings.text if texts is None else texts, settings)
+    return read_sequences(source, settings, loaded.tokenizer)

@@ -1,0 +1,339 @@
+"""The commands. Each imports its stage only when it is called."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import tyro
+from tyro.conf import Positional, arg
+
+from depthcut.errors import DepthcutError, SettingsError
+from depthcut.settings import (
+    EvaluateSettings,
+    HealSettings,
+    LoadSettings,
+    PlanSettings,
+    Recipe,
+    SurveySettings,
+)
+
+Model = Annotated[str, Positional, arg(metavar="MODEL")]
+Out = Annotated[Path, arg(help="Where the result goes; it must not exist.")]
+
+
+@dataclass(frozen=True)
+class Common:
+    """What most commands take."""
+
+    token: str | None = None
+    """Access token of the model hub; HF_TOKEN and `hf auth login` keep it out of sight."""
+    json: bool = False
+    """Print the record as JSON instead of a table."""
+
+
+COMMON = Common()
+
+
+def survey(
+    model: Model,
+    *,
+    out: Out,
+    csv: Path | None = None,
+    settings: SurveySettings = SurveySettings(),
+    load: LoadSettings = LoadSettings(),
+    common: Common = COMMON,
+) -> None:
+    """Measure how redundant each block of layers is, all sizes in one pass over a text.
+
+    Args:
+        model: smollm2 (embedded), a local folder, a hub id, or a .gguf file.
+        csv: Also write block_start,block_end,average_distance, as the older tools count.
+    """
+    from depthcut import api
+    from depthcut.files import refuse_existing, write_file
+
+    _use_token(common.token)
+    for path in filter(None, (out, csv)):
+        refuse_existing(path)
+    record = api.survey(model, settings, load=load, out=out)
+    if csv is not None:
+        from depthcut.reporting.exports import survey_csv
+
+        write_file(csv, survey_csv(record.find("angular", "last")).encode())
+    if not _print_json(record, common):
+        from depthcut.terminal import show, survey_table
+
+        show(survey_table(record))
+        show(f"next: depthcut plan {out} --drop 25% --out plan.json")
+
+
+def plan(
+    source: Annotated[str, Positional, arg(metavar="SURVEY|MODEL")],
+    *,
+    out: Out,
+    mergekit: Path | None = None,
+    settings: PlanSettings = PlanSettings(),
+    revision: str | None = None,
+    common: Common = COMMON,
+) -> None:
+    """Choose the layers to remove: from a survey and a budget, or by hand.
+
+    Args:
+        source: A survey (survey.json); or a model, with --remove.
+        mergekit: Also write the same cut as a mergekit passthrough recipe (YAML).
+        revision: Branch, tag or commit of a hub model.
+    """
+    from depthcut import api
+    from depthcut.files import refuse_existing, write_file
+
+    _use_token(common.token)
+    for path in filter(None, (out, mergekit)):
+        refuse_existing(path)
+    record = api.plan(source, settings, load=LoadSettings(revision=revision), out=out)
+    if mergekit is not None:
+        from depthcut.reporting.exports import mergekit_yaml
+
+        write_file(mergekit, mergekit_yaml(record).encode())
+    if not _print_json(record, common):
+        from depthcut.terminal import plan_table, show
+
+        show(plan_table(record))
+        show(f"next: depthcut slice {record.model.source} {out} --out pruned")
+
+
+def slice_(
+    model: Model,
+    plan: Annotated[Path, Positional, arg(metavar="PLAN")],
+    *,
+    out: Out,
+    revision: str | None = None,
+    common: Common = COMMON,
+) -> None:
+    """Write the smaller checkpoint that a plan describes; it loads like the old one.
+
+    Args:
+        model: The model that the plan is for.
+        plan: The plan (plan.json).
+        revision: Branch, tag or commit of a hub model.
+    """
+    from depthcut import api
+
+    _use_token(common.token)
+
+    record = api.slice(model, plan, out, load=LoadSettings(revision=revision))
+    if not _print_json(record, common):
+        from depthcut.terminal import show, slice_line
+
+        show(slice_line(record))
+        show(f"next: depthcut evaluate {model} {out} --out evaluation.json")
+
+
+def heal(
+    model: Model,
+    *,
+    out: Out,
+    settings: HealSettings = HealSettings(),
+    load: LoadSettings = LoadSettings(),
+    common: Common = COMMON,
+) -> None:
+    """Train a cut model with LoRA on a text; the adapters are merged at the end.
+
+    Args:
+        model: The checkpoint to train, usually a sliced one.
+    """
+    from depthcut import api
+
+    _use_token(common.token)
+
+    record = api.heal(model, out, settings, load=load)
+    if not _print_json(record, common):
+        from depthcut.terminal import heal_line, show
+
+        show(heal_line(record))
+
+
+def evaluate(
+    models: Annotated[tuple[str, ...], Positional, arg(metavar="MODEL [MODEL ...]")],
+    *,
+    out: Out,
+    settings: EvaluateSettings = EvaluateSettings(),
+    load: LoadSettings = LoadSettings(),
+    common: Common = COMMON,
+) -> None:
+    """Judge models on the same tokens, paired with the first; speed in turn; prompts side by side.
+
+    Args:
+        models: One or more models; the first is the reference.
+    """
+    from depthcut import api
+    from depthcut.files import refuse_existing
+
+    _use_token(common.token)
+    refuse_existing(out)
+    record = api.evaluate(models, settings, load=load, out=out)
+    if not _print_json(record, common):
+        from depthcut.terminal import evaluation_table, show
+
+        show(evaluation_table(record))
+
+
+def generate(
+    model: Model,
+    prompt: Annotated[str, Positional, arg(metavar="PROMPT")],
+    *,
+    new_tokens: int = 128,
+    load: LoadSettings = LoadSettings(),
+    token: str | None = None,
+) -> None:
+    """Stream a model's greedy answer to a prompt, for a quick look.
+
+    Args:
+        model: Any model.
+        prompt: The prompt; the model's chat template is applied where there is one.
+        new_tokens: Tokens to generate, at most.
+        token: Access token of the model hub.
+    """
+    from depthcut import api
+
+    _use_token(token)
+    for piece in api.generate(model, prompt, new_tokens=new_tokens, load=load):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def report(folder: Annotated[Path, Positional, arg(metavar="DIR")]) -> None:
+    """Write report.html and its plots from the records in a folder.
+
+    Args:
+        folder: The folder of a run: survey.json, plan.json, evaluation.json, as far as they are.
+    """
+    from depthcut import api
+
+    sys.stdout.write(f"{api.report(folder)}\n")
+
+
+def run(
+    source: Annotated[str, Positional, arg(metavar="RECIPE|MODEL")],
+    *,
+    out: Annotated[Path, arg(help="The run's folder; the same command goes on where it stopped.")],
+    text: str | None = None,
+    eval_text: str | None = None,
+    drop: str | None = None,
+    heal_steps: int = 0,
+    overwrite: bool = False,
+    load: LoadSettings | None = None,
+    token: str | None = None,
+) -> None:
+    """Do all stages in order, in one folder.
+
+    Args:
+        source: A recipe (.yaml, see `depthcut recipe`), or a model for the common case.
+        text: Calibration text; seven of eight of its sequences are used. Default: builtin.
+        eval_text: Text to judge on; default: the other sequences of the calibration text.
+        drop: How many layers to remove: 7, or a share such as 25% (the default).
+        heal_steps: Training steps after the cut; 0: none.
+        overwrite: Replace results in the folder that were made from other inputs.
+        token: Access token of the model hub.
+    """
+    from depthcut.recipes import common_recipe, read_recipe
+
+    _use_token(token)
+    if Path(source).suffix in (".yaml", ".yml"):
+        given = [name for name, value in (("text", text), ("eval-text", eval_text), ("drop", drop),
+                 ("heal-steps", heal_steps), ("load options", load)) if value]  # fmt: skip
+        if given:
+            raise SettingsError(f"{given[0]} and a recipe: write it into {source} instead")
+        recipe = read_recipe(Path(source))
+    else:
+        recipe = common_recipe(
+            source, text=text, eval_text=eval_text, drop=drop, heal_steps=heal_steps,
+            load=load or LoadSettings(),
+        )  # fmt: skip
+    _run(recipe, out, overwrite=overwrite)
+
+
+def demo(
+    *, out: Path = Path("depthcut-demo"), quick: bool = False, overwrite: bool = False
+) -> None:
+    """Run all stages on the embedded model and text.
+
+    Args:
+        out: The run's folder; the same command goes on where it stopped.
+        quick: Fewer tokens and rounds: a look in a few minutes, with larger errors.
+        overwrite: Replace results in the folder that were made from other inputs.
+    """
+    from depthcut.recipes import demo_recipe
+
+    _run(demo_recipe(quick=quick), out, overwrite=overwrite)
+
+
+def recipe() -> None:
+    """Print a commented recipe for depthcut run."""
+    from depthcut.recipes import commented_recipe
+
+    sys.stdout.write(commented_recipe())
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "survey": survey,
+    "plan": plan,
+    "slice": slice_,
+    "heal": heal,
+    "evaluate": evaluate,
+    "generate": generate,
+    "report": report,
+    "run": run,
+    "demo": demo,
+    "recipe": recipe,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script: one line and exit 2 for an error, exit 130 for Ctrl-C."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="depthcut",
+            description="Make a pretrained language model shallower.",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
+    except DepthcutError as error:
+        sys.stderr.write(f"depthcut: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ndepthcut: stopped\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _run(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
+    from depthcut.pipeline import run as run_recipe
+    from depthcut.terminal import evaluation_table, plan_table, show
+
+    done = run_recipe(
+        recipe, out, overwrite=overwrite, announce=lambda line: sys.stderr.write(f"{line}\n")
+    )
+    show(plan_table(done.plan))
+    show(evaluation_table(done.evaluation))
+    show(f"model: {done.model}\nreport: {done.report}")
+
+
+def _print_json(record: object, common: Common) -> bool:
+    if common.json:
+        import msgspec
+
+        sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
+    return common.json
+
+
+def _use_token(token: str | None) -> None:
+    if token is not None:
+        os.environ["HF_TOKEN"] = token

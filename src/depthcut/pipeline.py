@@ -1,0 +1,224 @@
+"""A recipe as straight lines: survey, plan, slice, heal, evaluate, report, in one folder.
+
+    recipe.yaml  survey.json  plan.json  pruned/  healed/  evaluation.json  report.html  plots/
+
+A stage whose record is there and was made from the same inputs (digests and settings) is
+skipped, so the same command goes on where a killed one stopped.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from depthcut import api
+from depthcut.errors import OutputError, SettingsError
+from depthcut.files import discard, write_file
+from depthcut.recipes import write_recipe
+from depthcut.records import (
+    Evaluation,
+    HealRecord,
+    Plan,
+    SliceRecord,
+    Survey,
+    read_record,
+)
+from depthcut.settings import PlanSettings, Recipe, TextSettings
+
+RECIPE = "recipe.yaml"
+RECORD_IN_CHECKPOINT = "depthcut.json"
+
+R = TypeVar("R", Survey, Plan, SliceRecord, HealRecord, Evaluation)
+
+
+class Run(NamedTuple):
+    """What a finished run holds."""
+
+    folder: Path
+    model: Path
+    """The smaller checkpoint: healed/ if the recipe heals, else pruned/."""
+    plan: Plan
+    evaluation: Evaluation
+    report: Path
+
+
+Announce = Callable[[str], object]
+
+
+def run(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    announce: Announce = lambda line: None,
+) -> Run:
+    """Run all stages of a recipe into the folder `out`, going on where an earlier run stopped.
+
+    Args:
+        recipe: What to do; see `Recipe`.
+        out: The run's folder.
+        overwrite: Replace results that were made from other inputs.
+        announce: Told one line when a stage begins or is skipped.
+
+    Raises:
+        OutputError: `out` holds something else, results of other inputs, or another run.
+        DepthcutError: What a stage raises.
+    """
+    folder = Path(out)
+    with _sole_writer(folder):
+        _claim(folder, recipe)
+        stages = _Stages(recipe, folder, overwrite=overwrite, announce=announce)
+        plan = stages.plan()
+        pruned = stages.slice(plan)
+        healed = stages.heal(pruned)
+        evaluation = stages.evaluate([each for each in (pruned, healed) if each])
+        write_file(folder / RECIPE, write_recipe(recipe), overwrite=True)
+        announce("report")
+        return Run(folder, healed or pruned, plan, evaluation, api.report(folder))
+
+
+class _Stages:
+    """The stages of one run; each returns its record or folder, made now or found."""
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, *, overwrite: bool, announce: Announce
+    ) -> None:
+        self.recipe, self.folder = recipe, folder
+        self.overwrite, self.announce = overwrite, announce
+        self.model = api.facts(recipe.model, load=recipe.load)
+
+    def plan(self) -> Plan:
+        from depthcut.planning import plan_inputs
+
+        path, settings = self.folder / "plan.json", self.recipe.plan
+        if settings.remove is not None:
+            source: Survey | str = self.recipe.model
+            inputs = plan_inputs(settings, self.model.digest)
+        else:
+            source = self._survey()
+            inputs = plan_inputs(settings, source.origin.inputs)
+        return self._found(path, Plan, inputs) or self._made(
+            f"plan: {_budget_in_words(settings)}",
+            lambda: api.plan(source, settings, load=self.recipe.load, out=path),
+        )
+
+    def _survey(self) -> Survey:
+        from depthcut.surveying.inputs import survey_inputs
+
+        path, settings = self.folder / "survey.json", self.recipe.survey
+        inputs = survey_inputs(
+            self.model.digest, self._text_digest(settings), settings, self.recipe.load
+        )
+        return self._found(path, Survey, inputs) or self._made(
+            f"survey: {self.recipe.model} on {settings.text}",
+            lambda: api.survey(self.recipe.model, settings, load=self.recipe.load, out=path),
+        )
+
+    def slice(self, plan: Plan) -> Path:
+        from depthcut.slicing import slice_inputs
+
+        path = self.folder / "pruned"
+        if not self._found(path, SliceRecord, slice_inputs(plan)):
+            self._made(
+                f"slice: {plan.words} go",
+                lambda: api.slice(self.recipe.model, plan, path, load=self.recipe.load),
+            )
+        return path
+
+    def heal(self, pruned: Path) -> Path | None:
+        from depthcut.healing.inputs import heal_inputs
+
+        path, settings = self.folder / "healed", self.recipe.heal
+        if settings is None:
+            return None
+        inputs = heal_inputs(
+            api.facts(pruned).digest, self._text_digest(settings), settings, self.recipe.load
+        )
+        if not self._found(path, HealRecord, inputs):
+            self._made(
+                f"heal: {settings.steps} steps on {settings.text}",
+                lambda: api.heal(pruned, path, settings, load=self.recipe.load),
+            )
+        return path
+
+    def evaluate(self, cut: list[Path]) -> Evaluation:
+        from depthcut.evaluation.inputs import evaluation_inputs
+
+        path, settings = self.folder / "evaluation.json", self.recipe.evaluate
+        models: dict[str, str | Path] = {"original": self.recipe.model}
+        models |= {each.name: each for each in cut}
+        digests = [self.model.digest, *(api.facts(each).digest for each in cut)]
+        inputs = evaluation_inputs(digests, self._text_digest(settings), settings, self.recipe.load)
+        return self._found(path, Evaluation, inputs) or self._made(
+            f"evaluate: {', '.join(models)} on {settings.text}",
+            lambda: api.evaluate(models, settings, load=self.recipe.load, out=path),
+        )
+
+    def _text_digest(self, settings: TextSettings) -> str:
+        from depthcut.text.documents import open_text
+
+        if settings.text == "-":
+            raise SettingsError(
+                "a run reads its text more than once: save standard input to a file"
+            )
+        return open_text(settings.text, settings).digest
+
+    def _found(self, path: Path, kind: type[R], inputs: str) -> R | None:
+        """The finished result at `path` if it was made from `inputs`; else the place is free."""
+        if not path.exists():
+            return None
+        record = read_record(path / RECORD_IN_CHECKPOINT if path.is_dir() else path, kind)
+        if record.origin.inputs == inputs:
+            self.announce(f"{path.name} is there already")
+            return record
+        if not self.overwrite:
+            raise OutputError(
+                f"{path} was made from other inputs or settings: choose another --out, "
+                "or replace it with --overwrite"
+            )
+        discard(path)
+        return None
+
+    def _made(self, title: str, make: Callable[[], R]) -> R:
+        self.announce(title)
+        return make()
+
+
+@contextlib.contextmanager
+def _sole_writer(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror}; choose another --out"
+        ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise OutputError(f"another depthcut run is writing to {folder}: wait for it") from error
+    finally:
+        os.close(handle)
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Mark the folder as a run's by the recipe in it; refuse a folder of something else."""
+    path = folder / RECIPE
+    if path.exists():
+        return
+    if others := [each.name for each in folder.iterdir() if not each.name.startswith(".")]:
+        raise OutputError(
+            f"{folder} is not the folder of a run (it holds {others[0]} but no {RECIPE}): "
+            "choose another --out"
+        )
+    write_file(path, write_recipe(recipe))
+
+
+def _budget_in_words(settings: PlanSettings) -> str:
+    for name in ("drop", "keep", "params", "remove"):
+        if (value := getattr(settings, name)) is not None:
+            return f"{name} {value}"
+    return "no budget"

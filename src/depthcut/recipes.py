@@ -1,0 +1,142 @@
+"""Recipes: what `depthcut run` does, as YAML; strict, and commented from the settings' own help."""
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from depthcut import settings as settings_module
+from depthcut.errors import RecordError, nearest
+from depthcut.settings import (
+    EvaluateSettings,
+    HealSettings,
+    LoadSettings,
+    Part,
+    PlanSettings,
+    Recipe,
+    Settings,
+    SurveySettings,
+)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file; unknown keys are refused, with the nearest name.
+
+    Raises:
+        RecordError: No such file, not YAML, unknown keys or values of the wrong kind.
+    """
+    try:
+        return msgspec.yaml.decode(path.read_bytes(), type=Recipe)
+    except OSError as error:
+        raise RecordError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"recipe {path}: {_explained(str(error))}") from error
+
+
+def write_recipe(recipe: Recipe) -> bytes:
+    """A recipe as YAML."""
+    return msgspec.yaml.encode(recipe)
+
+
+def common_recipe(
+    model: str,
+    *,
+    text: str | None = None,
+    eval_text: str | None = None,
+    drop: int | str | None = None,
+    heal_steps: int = 0,
+    load: LoadSettings | None = None,
+) -> Recipe:
+    """The recipe of the common case.
+
+    One text serves both sides: seven of eight sequences calibrate and train, the others judge.
+    With `eval_text` each text serves one side whole.
+    """
+    calibration = text or "builtin"
+    part: Part = "all" if eval_text else "train"
+    return Recipe(
+        model=model,
+        load=load or LoadSettings(),
+        survey=SurveySettings(text=calibration, part=part),
+        plan=PlanSettings(drop="25%" if drop is None else drop),
+        heal=HealSettings(text=calibration, part=part, steps=heal_steps) if heal_steps else None,
+        evaluate=EvaluateSettings(
+            text=eval_text or calibration, part="all" if eval_text else "held-out"
+        ),
+    )
+
+
+def demo_recipe(*, quick: bool = False) -> Recipe:
+    """The embedded model and text; `quick` reads less of it and heals less."""
+    return Recipe(
+        survey=SurveySettings(part="train", tokens=8192 if quick else 32768),
+        plan=PlanSettings(drop=5),
+        heal=HealSettings(part="train", steps=20 if quick else 100),
+        evaluate=EvaluateSettings(
+            part="held-out",
+            tokens=4096 if quick else 16384,
+            rounds=3 if quick else 5,
+            new_tokens=24 if quick else 48,
+        ),
+    )
+
+
+def commented_recipe() -> str:
+    """Every key of a recipe with its default and its help."""
+    help_texts = _help_texts()
+    lines = ["# A recipe for depthcut run: every key, its default, what it does.", ""]
+    for field in msgspec.structs.fields(Recipe):
+        lines += _comment(help_texts.get(("Recipe", field.name), ""), indent=0)
+        value = getattr(Recipe(heal=HealSettings(part="train")), field.name)
+        if not isinstance(value, Settings):
+            lines += [f"{field.name}: {_yaml(value)}", ""]
+            continue
+        lines.append(f"{field.name}:")
+        for key, default in msgspec.structs.asdict(value).items():
+            owners = (owner.__name__ for owner in type(value).__mro__)
+            text = next((help_texts[o, key] for o in owners if (o, key) in help_texts), "")
+            lines += _comment(text, indent=2)
+            lines.append(f"  {key}: {_yaml(default)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _yaml(value: object) -> str:
+    return msgspec.yaml.encode(value).decode().removesuffix("...\n").strip()
+
+
+def _comment(text: str, *, indent: int) -> Iterator[str]:
+    prefix = " " * indent + "# "
+    yield from textwrap.wrap(text, 96, initial_indent=prefix, subsequent_indent=prefix)
+
+
+def _help_texts() -> dict[tuple[str, str], str]:
+    """(class, field) -> the string under the field, which tyro shows as its help too."""
+    found = {}
+    for node in ast.parse(Path(settings_module.__file__).read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for field, below in zip(node.body, node.body[1:], strict=False):
+            match field, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    found[node.name, name] = " ".join(text.split())
+    return found
+
+
+def _explained(message: str) -> str:
+    """msgspec's message, with the nearest key of the struct that an unknown one was found in."""
+    match = re.search(r"unknown field `(.+?)`(?: - at `\$\.?(.*?)`)?$", message)
+    if match is None:
+        return " ".join(message.split())
+    owner: Settings = Recipe(heal=HealSettings())
+    if match[2]:
+        owner = getattr(owner, match[2])
+    known = owner.__struct_fields__
+    where = f" in {match[2]}" if match[2] else ""
+    return f"unknown key {match[1]!r}{where}{nearest(match[1], known)}; it takes {', '.join(known)}"

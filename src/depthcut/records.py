@@ -11,12 +11,13 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import msgspec
 
 from depthcut.errors import RecordError, nearest
 from depthcut.files import write_file
+from depthcut.frames import Row, data_frame, html_table
 from depthcut.settings import (
     EvaluateSettings,
     HealSettings,
@@ -26,6 +27,9 @@ from depthcut.settings import (
     SurveySettings,
     Tokens,
 )
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Block = tuple[int, int]
 """Consecutive layers [start, stop), counted from 0."""
@@ -143,6 +147,34 @@ class Survey(Record, frozen=True, kw_only=True):
             f"{nearest(criterion, known)}; it has {', '.join(known)}"
         )
 
+    def to_frame(self) -> "DataFrame":
+        """One row for each criterion and block [start, stop); needs pandas."""
+        rows = [
+            (each.criterion, each.tokens, start, start + size, score, stderr)
+            for each in self.scores
+            for start, row in enumerate(each.mean)
+            for size, (score, stderr) in enumerate(
+                zip(row, each.stderr[start], strict=True), start=1
+            )
+        ]
+        return data_frame(("criterion", "tokens", "start", "stop", "score", "stderr"), rows)
+
+    def _repr_html_(self) -> str:
+        rows: list[Row] = []
+        for each in self.scores:
+            sizes = (1, 2, 4, 8, 16, 32) if each.scope == "block" else (1,)
+            for size in (size for size in sizes if size < self.model.layers):
+                starts = [start for start, row in enumerate(each.mean) if len(row) >= size]
+                best = min(starts, key=lambda start: each.mean[start][size - 1])
+                score, stderr = each.mean[best][size - 1], each.stderr[best][size - 1]
+                words = layers_in_words([(best, best + size)])
+                rows.append((each.criterion, each.tokens, words, score, stderr))
+        caption = (
+            f"Survey of {self.model.source}: the most redundant of {self.model.layers} layers "
+            f"on {self.text.tokens:,} tokens of {self.text.source}"
+        )
+        return html_table(caption, ("criterion", "tokens", "block", "score", "± stderr"), rows)
+
 
 class Alternative(Record, frozen=True, kw_only=True):
     """Another choice of as many layers."""
@@ -181,6 +213,24 @@ class Plan(Record, frozen=True, kw_only=True):
     def kept_layers(self) -> tuple[int, ...]:
         gone = set(self.removed_layers)
         return tuple(layer for layer in range(self.model.layers) if layer not in gone)
+
+    def to_frame(self) -> "DataFrame":
+        """One row for the choice and each runner-up, best first; needs pandas."""
+        return data_frame(("layers", "score", "difference", "stderr"), self._choices())
+
+    def _repr_html_(self) -> str:
+        caption = f"Plan for {self.model.source}: remove {self.words} of {self.model.layers}"
+        columns = ("removes", "score", "difference to the plan", "± stderr")
+        return html_table(". ".join((caption, *self.warnings)), columns, self._choices())
+
+    def _choices(self) -> list[Row]:
+        return [
+            (self.words, self.score, None, None),
+            *(
+                (layers_in_words(each.removed), each.score, *_value_and_error(each.difference))
+                for each in self.alternatives
+            ),
+        ]
 
 
 class SliceRecord(Record, frozen=True, kw_only=True):
@@ -261,6 +311,55 @@ class Evaluation(Record, frozen=True, kw_only=True):
     models: tuple[ModelEvaluation, ...]
     comparisons: tuple[Comparison, ...]
     """For the second model and those after it."""
+
+    def to_frame(self) -> "DataFrame":
+        """One row for each model; needs pandas."""
+        return data_frame(_EVALUATION_COLUMNS, self._judgements())
+
+    def _repr_html_(self) -> str:
+        caption = f"Evaluation on {self.text.tokens:,} tokens of {self.text.source}"
+        return html_table(caption, _EVALUATION_COLUMNS, self._judgements())
+
+    def _judgements(self) -> list[Row]:
+        compared = {each.name: each for each in self.comparisons}
+        rows: list[Row] = []
+        for each in self.models:
+            against = compared.get(each.name)
+            rows.append(
+                (
+                    each.name,
+                    each.model.layers,
+                    each.model.parameters,
+                    *_value_and_error(each.perplexity),
+                    each.bits_per_byte.value,
+                    *_value_and_error(against.loss_difference if against else None),
+                    against.agreement.value if against else None,
+                    against.kl_divergence.value if against else None,
+                    each.prefill.median if each.prefill else None,
+                    each.decode.median if each.decode else None,
+                )
+            )
+        return rows
+
+
+_EVALUATION_COLUMNS = (
+    "model",
+    "layers",
+    "parameters",
+    "perplexity",
+    "perplexity stderr",
+    "bits per byte",
+    "loss difference",
+    "loss difference stderr",
+    "agreement",
+    "KL divergence",
+    "prefill tokens/s",
+    "decode tokens/s",
+)
+
+
+def _value_and_error(estimate: Estimate | None) -> tuple[float | None, float | None]:
+    return (estimate.value, estimate.stderr) if estimate else (None, None)
 
 
 def layers_in_words(blocks: Sequence[Block]) -> str:

@@ -1,0 +1,270 @@
+"""The records of a whole run, made up but shaped like a real one: no model, no numpy."""
+
+import math
+import random
+from array import array
+from collections.abc import Sequence
+from operator import mul
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from depthcut.planning import plan_by_hand, plan_from_survey
+from depthcut.records import (
+    Comparison,
+    Estimate,
+    Evaluation,
+    HealRecord,
+    ModelEvaluation,
+    ModelFacts,
+    Origin,
+    Plan,
+    Scores,
+    SliceRecord,
+    Speed,
+    Survey,
+    TextFacts,
+    write_record,
+)
+from depthcut.settings import (
+    EvaluateSettings,
+    HealSettings,
+    LoadSettings,
+    PlanSettings,
+    SurveySettings,
+    Tokens,
+)
+
+ORIGIN = Origin(
+    inputs="5f2b7c1d9e8a4b6c5f2b7c1d9e8a4b6c",
+    seconds=61.4,
+    created="2026-01-31T09:30:00+00:00",
+    versions={"python": "3.11.9", "depthcut": "0.1.0", "torch": "2.13.0", "transformers": "5.24.0"},
+    machine="Linux x86_64, 2 cores",
+)
+PROMPTS = ("What is the capital of France?", "Write a haiku about a river.")
+WIDTH = 16
+State = list[float]
+
+
+class Run(NamedTuple):
+    """Everything a run's folder can hold; None: that stage did not run."""
+
+    survey: Survey | None
+    plan: Plan | None
+    slice: SliceRecord | None
+    heal: HealRecord | None
+    evaluation: Evaluation | None
+
+    def write(self, folder: Path) -> Path:
+        places = ("survey.json", "plan.json", "pruned/depthcut.json", "healed/depthcut.json")
+        for record, place in zip(self, (*places, "evaluation.json"), strict=True):
+            if record is not None:
+                write_record(record, folder / place)
+        return folder
+
+
+def make_run(
+    layers: int = 30,
+    plan: PlanSettings | None = None,
+    *,
+    source: str = "smollm2",
+    heal: bool = True,
+    speed: bool = True,
+    sequences: int = 12,
+    generations: Sequence[str] | None = None,
+) -> Run:
+    survey = make_survey(layers, source=source, sequences=sequences)
+    settings = plan or PlanSettings(drop="25%")
+    if settings.remove:
+        chosen = plan_by_hand(survey.model, settings)
+    else:
+        chosen = plan_from_survey(survey, settings)
+    result = make_facts(len(chosen.kept_layers), source="pruned", digest="b" * 32)
+    healed = make_facts(result.layers, source="healed", digest="c" * 32)
+    models = [("original", survey.model, 3.36), ("pruned", result, 4.35)]
+    if heal:
+        models.append(("healed", healed, 3.71))
+    evaluation = make_evaluation(models, speed=speed, generations=generations)
+    return Run(
+        survey=survey,
+        plan=chosen,
+        slice=SliceRecord(origin=ORIGIN, plan=chosen, result=result),
+        heal=make_heal(result, healed) if heal else None,
+        evaluation=evaluation,
+    )
+
+
+def make_facts(layers: int, *, source: str = "smollm2", digest: str = "a" * 32) -> ModelFacts:
+    per_layer, other = 3_540_096, 28_312_128
+    return ModelFacts(
+        source=source,
+        digest=digest,
+        model_type="llama",
+        layers=layers,
+        hidden_size=576,
+        dtype="BF16",
+        layer_parameters=(per_layer,) * layers,
+        other_parameters=other,
+        weight_bytes=2 * (per_layer * layers + other),
+    )
+
+
+def make_survey(
+    layers: int = 30, *, source: str = "smollm2", sequences: int = 12, seed: int = 0
+) -> Survey:
+    numbers = random.Random(seed)
+    states = [make_states(layers, numbers) for _ in range(sequences)]
+    return Survey(
+        origin=ORIGIN,
+        model=make_facts(layers, source=source),
+        text=TextFacts(
+            source="builtin", digest="d" * 32, sequences=sequences, tokens=512 * sequences
+        ),
+        settings=SurveySettings(part="train"),
+        load=LoadSettings(),
+        norms=tuple(
+            math.fsum(_norm(sequence[depth]) for sequence in states) / sequences
+            for depth in range(layers + 1)
+        ),
+        scores=tuple(
+            make_scores(states, criterion, tokens, numbers)
+            for criterion in ("angular", "block-influence", "magnitude")
+            for tokens in ("last", "all")
+        ),
+    )
+
+
+def make_states(layers: int, numbers: random.Random) -> list[State]:
+    """A residual stream: depths 0 to L of one sequence; deep layers add little, the last much."""
+    state = [numbers.gauss(0, 1) for _ in range(WIDTH)]
+    states = [state]
+    for layer in range(layers):
+        place = layer / layers
+        added = 0.16 + 1.3 * math.exp(-9 * place) + 0.9 * math.exp(-(((place - 1) / 0.05) ** 2))
+        added += 0.12 * math.cos(5 * place)
+        size = added * _norm(state) / math.sqrt(WIDTH)
+        state = [1.04 * each + size * numbers.gauss(0, 1) for each in state]
+        states.append(state)
+    return states
+
+
+def make_scores(
+    states: Sequence[Sequence[State]], criterion: str, tokens: Tokens, numbers: random.Random
+) -> Scores:
+    layers = len(states[0]) - 1
+    scope: Literal["block", "layer"] = "block" if criterion == "angular" else "layer"
+    noise = 0.06 if tokens == "last" else 0.01
+    samples = [
+        [
+            max(0.0, score * (1 + numbers.gauss(0, noise)))
+            for score in _one_sequence(sequence, criterion, scope)
+        ]
+        for sequence in states
+    ]
+    entries = [_estimate(column) for column in zip(*samples, strict=True)]
+    widths = [layers - start if scope == "block" else 1 for start in range(layers)]
+    cells = iter(entries)
+    rows = [[next(cells) for _ in range(width)] for width in widths]
+    return Scores(
+        criterion=criterion,
+        tokens=tokens,
+        scope=scope,
+        paper="Gromov et al. 2024, arXiv:2403.17887",
+        mean=tuple(tuple(value for value, _ in row) for row in rows),
+        stderr=tuple(tuple(error for _, error in row) for row in rows),
+        per_sequence=array("f", [each for sample in samples for each in sample]).tobytes(),
+    )
+
+
+def make_heal(model: ModelFacts, result: ModelFacts) -> HealRecord:
+    return HealRecord(
+        origin=ORIGIN,
+        model=model,
+        text=TextFacts(source="builtin", digest="d" * 32, sequences=180, tokens=90_000),
+        settings=HealSettings(steps=200),
+        load=LoadSettings(),
+        trained_parameters=4_128_768,
+        trained_tokens=819_200,
+        losses=tuple((step, 3.6 + 0.8 * math.exp(-step / 40)) for step in range(10, 201, 10)),
+        result=result,
+    )
+
+
+def make_evaluation(
+    models: Sequence[tuple[str, ModelFacts, float]],
+    *,
+    speed: bool = True,
+    generations: Sequence[str] | None = None,
+) -> Evaluation:
+    texts = generations or [f"An answer by {name}." for name, _, _ in models]
+    first = models[0][2]
+    return Evaluation(
+        origin=ORIGIN,
+        text=TextFacts(source="builtin", digest="e" * 32, sequences=64, tokens=32_704),
+        settings=EvaluateSettings(part="held-out"),
+        load=LoadSettings(),
+        prompts=PROMPTS,
+        models=tuple(
+            ModelEvaluation(
+                name=name,
+                model=facts,
+                loss=Estimate(value=loss, stderr=0.031),
+                perplexity=Estimate(value=math.exp(loss), stderr=0.031 * math.exp(loss)),
+                bits_per_byte=Estimate(value=loss / 3.1, stderr=0.031 / 3.1),
+                prefill=make_speed(28_000 / facts.layers) if speed else None,
+                decode=make_speed(900 / facts.layers) if speed else None,
+                peak_memory_bytes=300_000_000 + 2 * facts.parameters if speed else None,
+                generations=(text,) * len(PROMPTS),
+            )
+            for (name, facts, loss), text in zip(models, texts, strict=True)
+        ),
+        comparisons=tuple(
+            Comparison(
+                name=name,
+                loss_difference=Estimate(value=loss - first, stderr=0.012),
+                agreement=Estimate(value=math.exp(first - loss), stderr=0.004),
+                kl_divergence=Estimate(value=0.9 * (loss - first), stderr=0.01),
+            )
+            for name, _, loss in models[1:]
+        ),
+    )
+
+
+def make_speed(median: float) -> Speed:
+    rounds = tuple(median * factor for factor in (0.97, 1.0, 1.02, 0.99, 1.01))
+    return Speed(median=median, low=median * 0.99, high=median * 1.01, rounds=rounds)
+
+
+def angle(first: State, second: State) -> float:
+    """Angular distance in half turns."""
+    cosine = sum(map(mul, first, second)) / (_norm(first) * _norm(second))
+    return math.acos(max(-1.0, min(1.0, cosine))) / math.pi
+
+
+def _one_sequence(sequence: Sequence[State], criterion: str, scope: str) -> list[float]:
+    layers = len(sequence) - 1
+    if scope == "block":
+        return [
+            angle(sequence[start], sequence[stop])
+            for start in range(layers)
+            for stop in range(start + 1, layers + 1)
+        ]
+    pairs = [(sequence[layer], sequence[layer + 1]) for layer in range(layers)]
+    if criterion == "magnitude":
+        return [
+            _norm([b - a for a, b in zip(first, second, strict=True)]) / _norm(first)
+            for first, second in pairs
+        ]
+    return [1 - math.cos(math.pi * angle(first, second)) for first, second in pairs]
+
+
+def _estimate(values: Sequence[float]) -> tuple[float, float]:
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, 0.0
+    variance = math.fsum((each - mean) ** 2 for each in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
+
+
+def _norm(state: State) -> float:
+    return math.sqrt(math.fsum(each * each for each in state))

@@ -17,7 +17,7 @@ from depthcut.planning import (
 )
 from depthcut.records import Scores, layers_in_words
 from depthcut.settings import PlanSettings
-from records_for_tests import make_facts, make_scores, make_survey
+from tests.records_for_tests import make_facts, make_scores, make_survey
 
 
 def total(scores: Scores, layers: tuple[int, ...]) -> float:

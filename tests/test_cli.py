@@ -1,0 +1,139 @@
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from depthcut import api, cli
+from depthcut.records import Plan, read_record, write_record
+from tests.records_for_tests import make_survey
+
+Outcome = tuple[int, str, str]
+
+
+@pytest.fixture
+def depthcut(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs a command in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> Outcome:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(each) for each in arguments])
+        out, err = capsys.readouterr()
+        code = caught.value.code
+        return (code if isinstance(code, int) else 0), out, err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["plan", "--help"], ["slice", "--help"], ["report", "--help"], ["recipe"]],
+    ids=" ".join,
+)
+def test_light_commands_import_no_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from depthcut.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_importing_depthcut_is_light() -> None:
+    code = "import sys, depthcut; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("command", [*cli.COMMANDS])
+def test_every_command_has_help(command: str, depthcut: Callable[..., Outcome]) -> None:
+    code, out, _ = depthcut(command, "--help")
+    assert code == 0
+    assert f"usage: depthcut {command}" in out
+
+
+def test_an_error_is_one_line_and_exit_2(depthcut: Callable[..., Outcome], tmp_path: Path) -> None:
+    code, out, err = depthcut("plan", tmp_path / "none.json", "--drop", 7, "--out", tmp_path / "p")
+    assert (code, out) == (2, "")
+    assert err.startswith("depthcut: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_mistyped_option_suggests_the_right_one(depthcut: Callable[..., Outcome]) -> None:
+    code, _, err = depthcut("survey", "smollm2", "--tokns", 5, "--out", "x.json")
+    assert code == 2
+    assert "--tokens" in err
+
+
+def test_ctrl_c_exits_130_without_traceback(
+    depthcut: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(api, "survey", interrupted)
+    code, _, err = depthcut("survey", "smollm2", "--out", tmp_path / "survey.json")
+    assert code == 130
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_prints_what_goes_and_writes_the_record(
+    depthcut: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    survey = tmp_path / "survey.json"
+    write_record(make_survey(6), survey)
+    code, out, _ = depthcut("plan", survey, "--drop", "50%", "--out", tmp_path / "plan.json")
+    plan = read_record(tmp_path / "plan.json", Plan)
+    assert code == 0
+    assert f"{plan.words} go" in out.replace("\n", " ")
+    code, out, _ = depthcut(
+        "plan", survey, "--drop", "50%", "--out", tmp_path / "again.json", "--json"
+    )
+    assert json.loads(out)["removed"] == [list(block) for block in plan.removed]
+
+
+def test_plan_writes_a_mergekit_recipe(depthcut: Callable[..., Outcome], tmp_path: Path) -> None:
+    survey = tmp_path / "survey.json"
+    write_record(make_survey(6), survey)
+    depthcut(
+        "plan", survey, "--remove", "2-3",
+        "--out", tmp_path / "plan.json", "--mergekit", tmp_path / "merge.yaml",
+    )  # fmt: skip
+    recipe = (tmp_path / "merge.yaml").read_text()
+    assert "passthrough" in recipe
+    assert "[0, 2]" in recipe
+    assert "[4, 6]" in recipe
+
+
+def test_nothing_is_overwritten(depthcut: Callable[..., Outcome], tmp_path: Path) -> None:
+    survey = tmp_path / "survey.json"
+    write_record(make_survey(6), survey)
+    before = survey.read_bytes()
+    code, _, err = depthcut("plan", survey, "--drop", 1, "--out", survey)
+    assert (code, survey.read_bytes()) == (2, before)
+    assert "exists already" in err
+
+
+def test_a_recipe_and_its_options_cannot_be_mixed(
+    depthcut: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: smollm2\n")
+    code, _, err = depthcut("run", recipe, "--drop", 3, "--out", tmp_path / "run")
+    assert code == 2
+    assert "write it into" in err
+
+
+def test_the_printed_recipe_can_be_run_as_it_is(depthcut: Callable[..., Outcome]) -> None:
+    code, out, _ = depthcut("recipe")
+    assert code == 0
+    assert out.startswith("# A recipe")

@@ -1,0 +1,101 @@
+import itertools
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from depthcut.errors import RecordError
+from depthcut.recipes import (
+    commented_recipe,
+    common_recipe,
+    demo_recipe,
+    read_recipe,
+    write_recipe,
+)
+from depthcut.settings import (
+    EvaluateSettings,
+    HealSettings,
+    LoadSettings,
+    PlanSettings,
+    Recipe,
+    SurveySettings,
+)
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def saved(tmp_path: Path, content: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def test_the_commented_recipe_is_the_default_recipe(tmp_path: Path) -> None:
+    expected = Recipe(heal=HealSettings(part="train"))
+    assert read_recipe(saved(tmp_path, commented_recipe())) == expected
+
+
+def test_every_key_of_the_commented_recipe_has_a_comment_above_it() -> None:
+    lines = commented_recipe().splitlines()
+    for above, line in itertools.pairwise(lines):
+        if ":" in line and not line.lstrip().startswith("#") and not line.endswith(":"):
+            assert above.lstrip().startswith("#"), line
+
+
+@given(
+    st.builds(
+        Recipe,
+        model=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1),
+        load=st.builds(LoadSettings, dtype=st.sampled_from(["auto", "float32"])),
+        survey=st.builds(SurveySettings, tokens=st.integers(1, 10**9)),
+        plan=st.builds(PlanSettings, drop=st.sampled_from([None, 7, "25%", "7"])),
+        heal=st.none() | st.builds(HealSettings, learning_rate=st.floats(1e-9, 1.0)),
+        evaluate=st.builds(EvaluateSettings, rounds=st.integers(0, 9)),
+    )
+)
+def test_recipes_survive_writing_and_reading(recipe: Recipe) -> None:
+    assert msgspec.yaml.decode(write_recipe(recipe), type=Recipe) == recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        ("modle: x", "unknown key 'modle' (did you mean model?)"),
+        ("survey: {tokns: 3}", "unknown key 'tokns' in survey (did you mean tokens?)"),
+        ("heal: {step: 3}", "unknown key 'step' in heal (did you mean steps?)"),
+        ("survey: {tokens: many}", "Expected `int`, got `str` - at `$.survey.tokens`"),
+        ("plan: [1", "recipe"),
+        ("", "Expected `object`"),
+    ],
+)
+def test_a_wrong_recipe_says_where_and_what_it_could_be(
+    tmp_path: Path, content: str, advice: str
+) -> None:
+    with pytest.raises(RecordError) as caught:
+        read_recipe(saved(tmp_path, content))
+    assert advice in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"none\.yaml: No such file"):
+        read_recipe(tmp_path / "none.yaml")
+
+
+def test_one_text_serves_both_sides_without_overlap() -> None:
+    one = common_recipe("m", text="t.txt", heal_steps=3)
+    assert one.heal is not None
+    assert (one.survey.part, one.heal.part, one.evaluate.part) == ("train", "train", "held-out")
+    two = common_recipe("m", text="t.txt", eval_text="v.txt")
+    assert (two.survey.part, two.evaluate.part, two.evaluate.text) == ("all", "all", "v.txt")
+
+
+def test_the_quick_demo_reads_less() -> None:
+    assert demo_recipe(quick=True).survey.tokens < demo_recipe().survey.tokens
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_examples_are_valid_recipes(path: Path) -> None:
+    assert read_recipe(path).plan != PlanSettings()

@@ -8,7 +8,7 @@ from depthcut.errors import MissingExtraError
 from depthcut.frames import data_frame, html_table
 from depthcut.planning import plan_from_survey
 from depthcut.settings import PlanSettings
-from records_for_tests import make_survey
+from tests.records_for_tests import make_survey
 
 
 def test_all_text_in_a_table_is_escaped() -> None:

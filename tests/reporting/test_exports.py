@@ -8,13 +8,20 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_for_tests import angle, make_facts, make_run, make_scores, make_states, make_survey
 
 from depthcut.errors import SettingsError
 from depthcut.planning import plan_by_hand
 from depthcut.records import Plan
 from depthcut.reporting.exports import kept_segments, mergekit_yaml, survey_csv
 from depthcut.settings import PlanSettings
+from tests.reporting.run_for_tests import (
+    angle,
+    make_facts,
+    make_run,
+    make_scores,
+    make_states,
+    make_survey,
+)
 
 
 def plan_without(remove: str, layers: int = 30) -> Plan:

@@ -7,18 +7,13 @@ keeps the last result in benchmarks/results/startup.json.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 
-RESULT = Path(__file__).parent / "results" / "startup.json"
+import results
+
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "import depthcut": [sys.executable, "-c", "import depthcut"],
@@ -53,15 +48,7 @@ def main() -> None:
     for name, row in rows.items():
         milliseconds = [f"{row[key] * 1e3:>7.0f} ms" for key in list(row)[:3]]
         print(f"{name:<24}{''.join(milliseconds)}{row['ratio']:>8}")
-    RESULT.parent.mkdir(exist_ok=True)
-    record = {
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version(), "depthcut": version("depthcut")},
-        "rounds": rounds,
-        "results": rows,
-    }
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    results.keep("startup", {"rounds": rounds, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from depthcut.errors import DepthcutError, SettingsError
+from depthcut.records import Plan
 from depthcut.settings import (
     EvaluateSettings,
     HealSettings,
@@ -96,7 +97,7 @@ def plan(
     if mergekit is not None:
         from depthcut.reporting.exports import mergekit_yaml
 
-        write_file(mergekit, mergekit_yaml(record).encode())
+        write_file(mergekit, mergekit_yaml(record, model=_as_mergekit_loads(record)).encode())
     if not _print_json(record, common):
         from depthcut.terminal import plan_table, show
 
@@ -332,6 +333,15 @@ def _print_json(record: object, common: Common) -> bool:
 
         sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
     return common.json
+
+
+def _as_mergekit_loads(plan: Plan) -> str:
+    """The plan's model; those that only depthcut unpacks by the folder they are unpacked in."""
+    from depthcut.model.sources import EMBEDDED, locate
+
+    source = plan.model.source
+    unpacked = source == EMBEDDED or source.endswith(".gguf")
+    return str(locate(source, LoadSettings())) if unpacked else source
 
 
 def _use_token(token: str | None) -> None:

@@ -1,0 +1,1 @@
+"""The only place that builds a model: finding, loading, its layers, its states."""

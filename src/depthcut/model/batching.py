@@ -1,0 +1,67 @@
+"""How many sequences fit in a forward pass."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from depthcut.model.loading import LoadedModel
+
+_SHARE = 0.5
+"""Of the free memory that a batch may take: the rest is for what nobody counts."""
+
+
+def fitting_batch_size(
+    loaded: LoadedModel, context: int, *, bytes_per_token: int, most: int = 32
+) -> int:
+    """The largest power of two of sequences that half of the free memory holds, at least 1.
+
+    Args:
+        loaded: The model, already on its device.
+        context: Tokens of each sequence.
+        bytes_per_token: What the caller keeps for each token, over and above the activations of
+            one layer, which are counted here.
+        most: Never more than this.
+    """
+    config = loaded.model.config.get_text_config()
+    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    element_bytes = next(loaded.model.parameters()).element_size()
+    activations = (4 * wide + 16 * config.hidden_size) * max(element_bytes, 2)
+    each = context * (activations + bytes_per_token)
+    fitting = int(free_memory_bytes(loaded.device) * _SHARE) // max(each, 1)
+    return 1 << (max(1, min(fitting, most)).bit_length() - 1)
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that can be allocated now, without swapping: of the GPU, or of the machine."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + unused)
+    free_bytes = _available() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    limit = _group_limit()
+    return free_bytes if limit is None else min(free_bytes, limit)
+
+
+def _available() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    return None
+
+
+def _group_limit() -> int | None:
+    """What a container's limit leaves."""
+    group = Path("/sys/fs/cgroup")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            return max(0, int((group / limit).read_text()) - int((group / used).read_text()))
+        except (OSError, ValueError):  # no such group, or no limit ("max")
+            continue
+    return None

@@ -140,8 +140,8 @@ def make_states(layers: int, numbers: random.Random) -> list[State]:
     states = [state]
     for layer in range(layers):
         place = layer / layers
-        added = 0.16 + 1.3 * math.exp(-9 * place) + 0.9 * math.exp(-(((place - 1) / 0.05) ** 2))
-        added += 0.12 * math.cos(5 * place)
+        added = 0.3 + 1.1 * math.exp(-11 * place) + 0.5 * math.exp(-(((place - 1) / 0.05) ** 2))
+        added += 0.1 * math.cos(5.5 * place)
         size = added * _norm(state) / math.sqrt(WIDTH)
         state = [1.04 * each + size * numbers.gauss(0, 1) for each in state]
         states.append(state)

@@ -1,0 +1,124 @@
+"""What a run came to, in a few numbers: the top of the page and the end of the command."""
+
+from dataclasses import dataclass
+
+from depthcut.records import ModelEvaluation
+from depthcut.reporting.results import Results
+from depthcut.reporting.words import amount, change, estimates, size, speed_ratio, verdict
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One headline number."""
+
+    label: str
+    values: tuple[str, ...]
+    """Before, after, and so on; one where there is nothing to compare."""
+    note: str
+    """The change, or what the spread is."""
+
+
+def facts(results: Results) -> tuple[Fact, ...]:
+    """The headline numbers that the records allow, most wanted first."""
+    return (*_quality(results), *_sizes(results), *_speeds(results))
+
+
+def headline_lines(results: Results) -> tuple[str, ...]:
+    """The headline as lines for a terminal."""
+    lines = [title(results)]
+    shown = facts(results)
+    wide = max((len(fact.label) for fact in shown), default=0)
+    for fact in shown:
+        note = f"  ({fact.note})" if fact.note else ""
+        lines.append(f"  {fact.label.ljust(wide)}  {' → '.join(fact.values)}{note}")
+    lines += [f"  {name}: {text}" for name, text in judgements(results)]
+    if results.plan:
+        lines += [f"  warning: {warning}" for warning in results.plan.warnings]
+    return tuple(lines)
+
+
+def title(results: Results) -> str:
+    """One line: which model, and what became of it."""
+    original = results.original
+    name = original.source if original else "A model"
+    if results.plan:
+        kept = len(results.plan.kept_layers)
+        return f"{name}: {results.plan.model.layers} → {kept} layers, without {results.plan.words}"
+    if results.survey:
+        return f"{name}: a survey of its {results.survey.model.layers} layers"
+    count = len(results.evaluation.models) if results.evaluation else 0
+    return f"{name}: judged" if count < 2 else f"{name}: judged beside {count - 1} more"
+
+
+def judgements(results: Results) -> list[tuple[str, str]]:
+    """Model name and how it stands against the reference, in words."""
+    if results.evaluation is None:
+        return []
+    first = results.evaluation.models[0].name
+    return [
+        (each.name, f"{verdict(each.loss_difference).text} than {first}")
+        if verdict(each.loss_difference).kind in ("worse", "better")
+        else (each.name, f"{verdict(each.loss_difference).text}, against {first}")
+        for each in results.evaluation.comparisons
+    ]
+
+
+def _chain(results: Results) -> list[ModelEvaluation]:
+    found = (results.before, results.cut, results.healed)
+    return [each for each in found if each is not None]
+
+
+def _quality(results: Results) -> list[Fact]:
+    chain = _chain(results)
+    if not chain:
+        return []
+    labels = ("before", "after the cut", "healed")
+    return [
+        Fact(
+            label="Perplexity",
+            values=estimates([each.perplexity for each in chain]),
+            note=", ".join(labels[: len(chain)]) if len(chain) > 1 else "standard error",
+        )
+    ]
+
+
+def _sizes(results: Results) -> list[Fact]:
+    plan, original = results.plan, results.original
+    if plan is None or original is None:
+        if original is None:
+            return []
+        return [
+            Fact("Layers", (str(original.layers),), ""),
+            Fact("Parameters", (amount(original.parameters),), ""),
+            Fact("Weights", (size(original.weight_bytes),), original.dtype),
+        ]
+    kept = len(plan.kept_layers)
+    gone = sum(original.layer_parameters[layer] for layer in plan.removed_layers)
+    left = original.parameters - gone
+    made = results.slice.result if results.slice else None
+    found = [
+        Fact("Layers", (str(original.layers), str(kept)), change(original.layers, kept)),
+        Fact(
+            "Parameters",
+            (amount(original.parameters), amount(left)),
+            change(original.parameters, left),
+        ),
+    ]
+    if made:
+        before, after = original.weight_bytes, made.weight_bytes
+        found.append(Fact("Weights", (size(before), size(after)), change(before, after)))
+    return found
+
+
+def _speeds(results: Results) -> list[Fact]:
+    before, after = results.before, results.healed or results.cut
+    if before is None or after is None:
+        return []
+    found = []
+    for label, ratio in (
+        ("Prefill speed", speed_ratio(before.prefill, after.prefill)),
+        ("Decode speed", speed_ratio(before.decode, after.decode)),
+    ):
+        if ratio is not None:
+            found.append(Fact(label, (ratio.text,), f"middle half of rounds {ratio.spread}"))
+    return found

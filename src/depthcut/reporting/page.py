@@ -1,0 +1,120 @@
+"""The report: one HTML file that needs no network and, in its essentials, no JavaScript."""
+
+import base64
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from depthcut.files import write_file
+from depthcut.records import layers_in_words
+from depthcut.reporting import headline, snippets, theme, words
+from depthcut.reporting.figures import Figure, inlined, write_figure
+from depthcut.reporting.result_figures import healing_loss, quality_and_speed
+from depthcut.reporting.results import Results, read_results
+from depthcut.reporting.stack import draw_stack
+from depthcut.reporting.story import plan_story, runners_up, story
+from depthcut.reporting.survey_figures import survey_figures
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(folder: Path, *, overwrite: bool = True) -> Path:
+    """Write report.html and plots/ into a run's folder, from whichever records it holds.
+
+    Each figure is also written to plots/ as NAME.svg, NAME.png and NAME.csv.
+
+    Returns:
+        The page.
+
+    Raises:
+        RecordError: The folder holds none of the records, or a broken one.
+        OutputError: The place cannot be written, or exists and `overwrite` is off.
+    """
+    results = read_results(folder)
+    figures = {
+        figure.name: (figure, write_figure(figure, folder / "plots", overwrite=overwrite))
+        for figure in _figures(results)
+    }
+    page = folder / "report.html"
+    write_file(page, render(results, figures).encode(), overwrite=overwrite)
+    return page
+
+
+def render(results: Results, figures: dict[str, tuple[Figure, str]]) -> str:
+    """The page's HTML; `figures` by name, each with its SVG. All text is escaped."""
+    from markupsafe import Markup
+
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    surveyed = [name for name in figures if name not in ("quality-and-speed", "healing-loss")]
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            results=results,
+            title=headline.title(results),
+            facts=headline.facts(results),
+            story=story(results),
+            plan_story=plan_story(results),
+            runners_up=runners_up(results),
+            judgements=dict(headline.judgements(results)),
+            stack=draw_stack(results.plan) if results.plan else None,
+            figures=figures,
+            surveyed=surveyed,
+            loading=snippets.loading(results),
+            mergekit=snippets.mergekit(results),
+            recipe=snippets.recipe(results),
+            stages=snippets.stages(results),
+            inline=lambda figure, svg: Markup(inlined(svg, figure.title)),
+            style=Markup(_style()),
+            script=Markup(script),
+            script_digest=digest,
+        )
+    )
+
+
+def _figures(results: Results) -> list[Figure]:
+    figures = survey_figures(results.survey, results.plan) if results.survey else []
+    if results.evaluation:
+        figures.append(quality_and_speed(results.evaluation))
+    if results.heal and results.heal.losses:
+        figures.append(healing_loss(results.heal))
+    return figures
+
+
+def _style() -> str:
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    return (
+        f":root{{{theme.variables()}}}"
+        f"@media screen and (prefers-color-scheme:dark){{:root{{{theme.variables(dark=True)}}}}}"
+        f"{theme.chart_rules()}\n{style}"
+    )
+
+
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Callable[..., object]] = {
+        "amount": words.amount,
+        "size": words.size,
+        "duration": words.duration,
+        "estimate": words.estimate,
+        "score": words.score,
+        "layers": layers_in_words,
+        "verdict": words.verdict,
+        "factor": words.perplexity_factor,
+    }
+    environment.filters.update(filters)
+    environment.globals["speed_ratio"] = words.speed_ratio
+    return environment

@@ -1,0 +1,174 @@
+"""Figures of what came out: quality and speed of each model, loss while healing."""
+
+from collections.abc import Callable
+
+from depthcut.records import Evaluation, HealRecord, ModelEvaluation
+from depthcut.reporting.figures import Figure
+from depthcut.reporting.theme import Spec, chart, data, light
+from depthcut.reporting.words import plain
+
+Bar = tuple[float, float, float]
+"""A value, its low and its high end."""
+
+
+def quality_and_speed(evaluation: Evaluation) -> Figure:
+    """Perplexity and speeds of all models, one panel a measure, one bar a model."""
+    rows = tuple(
+        (each.name, measure, *bar)
+        for measure, read in _MEASURES.items()
+        for each in evaluation.models
+        if (bar := read(each)) is not None
+    )
+    names = [each.name for each in evaluation.models]
+    measures = [measure for measure in _MEASURES if any(row[1] == measure for row in rows)]
+    panels = [
+        _panel(measure, [row for row in rows if row[1] == measure], names) for measure in measures
+    ]
+    timed = len(measures) > 1
+    return Figure(
+        name="quality-and-speed",
+        title="Quality and speed" if timed else "Quality",
+        caption=(
+            "Perplexity (lower is better; line: one standard error)"
+            + (
+                " and tokens per second (higher is better; line: the middle half of the rounds)."
+                if timed
+                else "."
+            )
+        ),
+        spec=chart(vconcat=panels),
+        columns=("model", "measure", "value", "low", "high"),
+        rows=rows,
+    )
+
+
+def healing_loss(record: HealRecord) -> Figure:
+    """Training loss against step."""
+    points: list[Spec] = [
+        {"step": step, "loss": loss, "tip": f"step {step}: {loss:.3f}"}
+        for step, loss in record.losses
+    ]
+    encoding: Spec = {
+        "x": {"field": "step", "type": "quantitative", "axis": {"grid": False, "tickMinStep": 1}},
+        "y": {
+            "field": "loss",
+            "type": "quantitative",
+            "title": "loss, nats per token",
+            "scale": {"zero": False},
+            "axis": {"tickCount": 5},
+        },
+    }
+    line: Spec = {"type": "line", "color": light("kept"), "strokeWidth": 1.5, "aria": False}
+    point: Spec = {"type": "point", "filled": True, "color": light("kept"), "size": 20}
+    return Figure(
+        name="healing-loss",
+        title="Loss while healing",
+        caption="Mean next-token loss on the training text since the point before.",
+        spec=chart(
+            width=356,
+            height=190,
+            data=data(points),
+            layer=[
+                {"mark": line, "encoding": encoding},
+                {
+                    "mark": point | {"opacity": 1},
+                    "encoding": encoding | {"description": {"field": "tip"}},
+                },
+            ],
+        ),
+        columns=("step", "loss"),
+        rows=record.losses,
+    )
+
+
+def _perplexity(model: ModelEvaluation) -> Bar | None:
+    mean, error = model.perplexity.value, model.perplexity.stderr
+    return mean, mean - error, mean + error
+
+
+def _prefill(model: ModelEvaluation) -> Bar | None:
+    speed = model.prefill
+    return (speed.median, speed.low, speed.high) if speed else None
+
+
+def _decode(model: ModelEvaluation) -> Bar | None:
+    speed = model.decode
+    return (speed.median, speed.low, speed.high) if speed else None
+
+
+_MEASURES: dict[str, Callable[[ModelEvaluation], Bar | None]] = {
+    "perplexity": _perplexity,
+    "prefill, tokens per second": _prefill,
+    "decode, tokens per second": _decode,
+}
+
+
+def _panel(
+    measure: str, rows: list[tuple[str, str, float, float, float]], names: list[str]
+) -> Spec:
+    bars: list[Spec] = [
+        {
+            "model": name,
+            "value": value,
+            "low": low,
+            "high": high,
+            "label": plain(value, 1 if value < 100 else 0),
+            "colour": light("muted" if name == names[0] else "kept"),
+            "tip": f"{name}: {plain(value, 2)} ({plain(low, 2)} to {plain(high, 2)})",
+        }
+        for name, _, value, low, high in rows
+    ]
+    longest = max(row[4] for row in rows)
+    y: Spec = {
+        "field": "model",
+        "type": "nominal",
+        "sort": names,
+        "title": None,
+        "axis": {"ticks": False, "labelLimit": 130, "minExtent": 64, "labelPadding": 6},
+    }
+    x: Spec = {
+        "type": "quantitative",
+        "title": None,
+        "axis": None,
+        "scale": {"domain": [0, longest * 1.14], "nice": False},
+    }
+    return {
+        "width": 320,
+        "height": {"step": 21},
+        "title": {
+            "text": measure,
+            "anchor": "start",
+            "fontSize": 11.5,
+            "fontWeight": "normal",
+            "color": light("ink"),
+            "frame": "group",
+            "offset": 4,
+        },
+        "data": data(bars),
+        "layer": [
+            {
+                "mark": {"type": "bar", "height": 11, "opacity": 0.8},
+                "encoding": {
+                    "x": {**x, "field": "value"},
+                    "y": y,
+                    "color": {"field": "colour", "type": "nominal", "scale": None},
+                    "description": {"field": "tip"},
+                },
+            },
+            {
+                "mark": {"type": "rule", "color": light("ink"), "strokeWidth": 1.5, "aria": False},
+                "encoding": {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y},
+            },
+            {
+                "mark": {
+                    "type": "text",
+                    "align": "left",
+                    "dx": 6,
+                    "color": light("ink"),
+                    "fontSize": 11,
+                    "aria": False,
+                },
+                "encoding": {"x": {**x, "field": "high"}, "y": y, "text": {"field": "label"}},
+            },
+        ],
+    }

@@ -1,0 +1,122 @@
+"""What a run's folder holds, read in one go."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from depthcut.errors import RecordError
+from depthcut.records import (
+    Comparison,
+    Evaluation,
+    HealRecord,
+    ModelEvaluation,
+    ModelFacts,
+    Plan,
+    Record,
+    SliceRecord,
+    Survey,
+    read_record,
+)
+
+PLACES = {
+    "survey": "survey.json",
+    "plan": "plan.json",
+    "slice": "pruned/depthcut.json",
+    "heal": "healed/depthcut.json",
+    "evaluation": "evaluation.json",
+}
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The records of one run; None: that stage did not run. At least one is there."""
+
+    folder: Path
+    survey: Survey | None
+    plan: Plan | None
+    slice: SliceRecord | None
+    heal: HealRecord | None
+    evaluation: Evaluation | None
+
+    @property
+    def original(self) -> ModelFacts | None:
+        """The model before the cut."""
+        if self.plan:
+            return self.plan.model
+        if self.survey:
+            return self.survey.model
+        return self.evaluation.models[0].model if self.evaluation else None
+
+    @property
+    def model_folder(self) -> Path | None:
+        """Where the last model of the run lies: healed, else pruned."""
+        for record, place in ((self.heal, "healed"), (self.slice, "pruned")):
+            if record:
+                return (self.folder / place).resolve()
+        return None
+
+    @property
+    def before(self) -> ModelEvaluation | None:
+        """The reference of the evaluation."""
+        return self.evaluation.models[0] if self.evaluation else None
+
+    @property
+    def cut(self) -> ModelEvaluation | None:
+        """The evaluation of the pruned model."""
+        result = self.slice.result if self.slice else None
+        return self._judged(result, "pruned")
+
+    @property
+    def healed(self) -> ModelEvaluation | None:
+        """The evaluation of the healed model."""
+        return self._judged(self.heal.result, "healed") if self.heal else None
+
+    def comparison(self, judged: ModelEvaluation) -> Comparison | None:
+        """How a model stands against the reference."""
+        if self.evaluation is None:
+            return None
+        return next(
+            (each for each in self.evaluation.comparisons if each.name == judged.name), None
+        )
+
+    def _judged(self, facts: ModelFacts | None, name: str) -> ModelEvaluation | None:
+        """By digest where the record is there, else by the name that a run gives it."""
+        others = self.evaluation.models[1:] if self.evaluation else ()
+        for each in others:
+            if facts is not None and each.model.digest == facts.digest:
+                return each
+        return next((each for each in others if each.name == name), None)
+
+
+def read_results(folder: Path) -> Results:
+    """The records in a run's folder.
+
+    Raises:
+        RecordError: None of them is there, or one is broken.
+    """
+    plan = _read(folder, "plan", Plan)
+    sliced = _read(folder, "slice", SliceRecord)
+    results = Results(
+        folder=folder,
+        survey=_read(folder, "survey", Survey),
+        plan=plan or (sliced.plan if sliced else None),
+        slice=sliced,
+        heal=_read(folder, "heal", HealRecord),
+        evaluation=_read(folder, "evaluation", Evaluation),
+    )
+    if results.evaluation and not results.evaluation.models:
+        raise RecordError(f"{folder / PLACES['evaluation']} judges no model: evaluate one")
+    found = (results.survey, results.plan, results.slice, results.heal, results.evaluation)
+    if not any(found):
+        looked_for = ", ".join(PLACES.values())
+        raise RecordError(
+            f"nothing to report in {folder}: looked for {looked_for}; "
+            "give the folder that depthcut run --out wrote"
+        )
+    return results
+
+
+def _read(folder: Path, name: str, kind: type[R]) -> R | None:
+    path = folder / PLACES[name]
+    return read_record(path, kind) if path.exists() else None

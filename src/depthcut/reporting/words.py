@@ -1,0 +1,145 @@
+"""Numbers and judgements in words, the same on the page and in the terminal."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import quantiles
+from typing import Literal
+
+from depthcut.records import Comparison, Estimate, Speed
+
+ERRORS = 2.0
+"""A difference counts from so many standard errors on; chance alone gets there once in twenty."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a paired difference allows to say."""
+
+    kind: Literal["worse", "better", "same", "open"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One speed as a multiple of another, over rounds measured in turn."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def text(self) -> str:
+        return f"{self.median:.2f}×"
+
+    @property
+    def spread(self) -> str:
+        return f"{self.low:.2f}–{self.high:.2f}"
+
+
+def amount(number: float) -> str:
+    """134515008 as "134.5 M"."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit:
+            return f"{_three_digits(number / limit)} {unit}"
+    return f"{number:,.0f}"
+
+
+def size(number_bytes: float) -> str:
+    """269000000 as "269 MB" (powers of 1000, as disks are sold)."""
+    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number_bytes >= limit:
+            return f"{_three_digits(number_bytes / limit)} {unit}"
+    return f"{number_bytes:,.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """61.4 as "1 min 1 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def change(before: float, after: float) -> str:
+    """The relative change: "−18 %"."""
+    percent = 100 * (after / before - 1) if before else 0.0
+    return f"{signed(percent, 1 if abs(percent) < 10 else 0)} %"
+
+
+def signed(number: float, decimals: int) -> str:
+    """With a sign, a real minus, and no "−0"."""
+    text = f"{abs(number):,.{decimals}f}"
+    if float(text.replace(",", "")) == 0:
+        return text
+    return ("−" if number < 0 else "+") + text
+
+
+def plain(number: float, decimals: int) -> str:
+    """As many decimals, a real minus."""
+    return signed(number, decimals).removeprefix("+")
+
+
+def decimals_for(estimate: Estimate) -> int:
+    """As many decimals as show two digits of the error."""
+    scale = estimate.stderr or abs(estimate.value) / 1000
+    if not scale or not math.isfinite(scale):
+        return 2
+    return min(6, max(0, 1 - math.floor(math.log10(scale))))
+
+
+def estimate(value: Estimate, *, sign: bool = False, decimals: int | None = None) -> str:
+    """A mean with its standard error, "28.7 ± 0.9"; without one where there is none."""
+    places = decimals_for(value) if decimals is None else decimals
+    mean = (signed if sign else plain)(value.value, places)
+    return f"{mean} ± {value.stderr:,.{places}f}" if value.stderr else mean
+
+
+def estimates(values: Sequence[Estimate]) -> tuple[str, ...]:
+    """Means side by side, with as many decimals as the least exact of them, where one is kept."""
+    places = max(1, min(map(decimals_for, values), default=1))
+    return tuple(estimate(each, decimals=places if each.value < 1000 else None) for each in values)
+
+
+def score(number: float) -> str:
+    """A distance or layer score to three significant digits."""
+    return _three_digits(number) if abs(number) >= 1 else f"{number:.3g}"
+
+
+def verdict(difference: Estimate) -> Verdict:
+    """Whether two models, judged on the same tokens, differ. Positive is worse."""
+    value, error = difference.value, difference.stderr
+    side: Literal["worse", "better"] = "worse" if value > 0 else "better"
+    shown = estimate(Estimate(value=abs(value), stderr=error))
+    if error == 0:
+        if value == 0:
+            return Verdict("same", "the same on every token")
+        return Verdict("open", f"{side} by {shown} nats per token, error unknown")
+    if abs(value) < ERRORS * error:
+        return Verdict("same", f"not distinguishable ({estimate(difference, sign=True)} nats)")
+    return Verdict(side, f"significantly {side} by {shown} nats per token")
+
+
+def perplexity_factor(comparison: Comparison) -> str:
+    """The loss difference as a factor of the perplexity: "2.69×"."""
+    return f"{math.exp(min(comparison.loss_difference.value, 50.0)):.3g}×"
+
+
+def speed_ratio(before: Speed | None, after: Speed | None) -> Ratio | None:
+    """Median and quartiles of the ratio, round by round, since rounds are measured in turn."""
+    if before is None or after is None:
+        return None
+    pairs = list(zip(before.rounds, after.rounds, strict=False))
+    ratios = sorted(second / first for first, second in pairs if first)
+    if not ratios:
+        return None
+    if len(ratios) == 1:
+        return Ratio(ratios[0], ratios[0], ratios[0])
+    low, median, high = quantiles(ratios, n=4, method="inclusive")
+    return Ratio(median, low, high)
+
+
+def _three_digits(number: float) -> str:
+    digits = math.floor(math.log10(abs(number))) if number else 0
+    return f"{number:,.{max(0, 2 - digits)}f}" if digits < 2 else f"{number:,.{int(digits < 3)}f}"

@@ -22,7 +22,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	mkdir -p $(TMPDIR)
 	python3 -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH_INDEX) torch
+	$(BIN)/pip install --quiet --constraint constraints.txt $(TORCH_INDEX) --no-deps torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,heal]' --group dev
 	touch $@
 

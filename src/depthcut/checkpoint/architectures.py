@@ -171,7 +171,7 @@ def _cut(config: Mapping[str, object], architecture: Architecture, cut: Cut) -> 
     fields = _EVERYWHERE + architecture.fields
     result = dict(config)
     for field in fields:
-        result = field.cut(result, cut)
+        result = field.cut(config, result, cut)
     _refuse_unknown_lists(config, fields, cut)
     for key, value in result.items():
         result[key] = renumber_module_names(value, architecture.stack, cut)
@@ -194,13 +194,13 @@ def _refuse_unknown_lists(config: Mapping[str, object], fields: Sequence[Field],
 
 def _number(config: Mapping[str, object], keys: Sequence[str]) -> int:
     values = {key: config[key] for key in keys if key in config}
-    numbers = set(values.values()) if all(type(value) is int for value in values.values()) else None
-    if not numbers or len(numbers) > 1 or (number := numbers.pop()) < 1:
+    numbers = {value for value in values.values() if type(value) is int and value > 0}
+    if len(numbers) != 1 or len(set(map(str, values.values()))) != 1:
         found = ", ".join(f"{key} {value!r}" for key, value in values.items()) or "nothing"
         raise CheckpointError(
             f"config.json must give {keys[0]} as one positive number, found {found}; correct it"
         )
-    return number
+    return numbers.pop()
 
 
 def _nearby(config: Mapping[str, object], architecture: Architecture, cut: Cut) -> str:

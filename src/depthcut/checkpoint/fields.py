@@ -1,7 +1,7 @@
 """The ways in which a config speaks of its layers, and how each is cut.
 
-Each kind is a small immutable description with one method, `cut`, that returns the config
-with this field made to fit the kept layers. A cut that the field cannot say raises
+Each kind is a small immutable description with one method, `cut`, that makes this field of a
+config fit the kept layers. A cut that the field cannot say raises
 ArchitectureError; whoever asked looks for a nearby cut that it can.
 """
 
@@ -34,8 +34,9 @@ class Cut:
 class Field(Protocol):
     """One thing that a config says about its layers."""
 
-    def cut(self, config: Config, cut: Cut) -> dict[str, object]:
-        """The config with this field cut. Raises ArchitectureError where that is impossible."""
+    def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
+        """`current`, a copy of the whole model's `config` in which other fields may be cut already,
+        with this field cut too. Raises ArchitectureError where that is impossible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,8 @@ class PerLayerList:
     sources: tuple[str, ...] = ()
     """Keys that `default` reads and that are dropped once they no longer tell the truth."""
 
-    def cut(self, config: Config, cut: Cut) -> dict[str, object]:
-        result = dict(config)
+    def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
+        result = dict(current)
         entries = config.get(self.key)
         if entries is None and self.default is None:
             return result
@@ -65,7 +66,7 @@ class PerLayerList:
                 f"layer, found {found}; correct the config"
             )
         kept = [entries[layer] for layer in cut.kept]
-        holds = self.default is not None and self.default(config, len(kept)) == kept
+        holds = self.default is not None and self.default(result, len(kept)) == kept
         if self.key in config or not holds:
             result[self.key] = kept
         if not holds:
@@ -80,8 +81,8 @@ class IndexList:
 
     key: str
 
-    def cut(self, config: Config, cut: Cut) -> dict[str, object]:
-        result = dict(config)
+    def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
+        result = dict(current)
         if (named := _indices(config, self.key)) is not None:
             result[self.key] = [new for new, old in enumerate(cut.kept) if old in named]
         return result
@@ -93,8 +94,8 @@ class IndexMap:
 
     key: str
 
-    def cut(self, config: Config, cut: Cut) -> dict[str, object]:
-        result = dict(config)
+    def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
+        result = dict(current)
         entries = config.get(self.key)
         if entries is None:
             return result
@@ -120,8 +121,8 @@ class LeadingCount:
     default: int | None = None
     """What the config class assumes where the key is missing."""
 
-    def cut(self, config: Config, cut: Cut) -> dict[str, object]:
-        result = dict(config)
+    def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
+        result = dict(current)
         count = config.get(self.key)
         if count is None:
             count = self.default
@@ -145,8 +146,8 @@ class PeriodWithExceptions:
     period: str
     exceptions: str
 
-    def cut(self, config: Config, cut: Cut) -> dict[str, object]:
-        result = dict(config)
+    def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
+        result = dict(current)
         period = config.get(self.period, 1)
         if type(period) is not int or period < 1:
             raise ArchitectureError(
@@ -179,13 +180,13 @@ class DependsOnIndex:
 
     key: str
 
-    def cut(self, config: Config, cut: Cut) -> dict[str, object]:
+    def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
         if config.get(self.key) and not cut.only_trailing:
             raise ArchitectureError(
                 f"config.json sets {self.key}: each layer computes with its index, so that a "
                 "layer behind a removed one would compute something else"
             )
-        return dict(config)
+        return dict(current)
 
 
 def alternating(key: str | None, default: int) -> Rule:

@@ -1,0 +1,123 @@
+"""The model card of a sliced checkpoint: the parent's front matter and where the cut came from."""
+
+import re
+from pathlib import Path
+
+from depthcut.records import ModelFacts, Plan, layers_in_words
+
+_KEPT_KEYS = (
+    "license",
+    "license_name",
+    "license_link",
+    "language",
+    "library_name",
+    "pipeline_tag",
+    "datasets",
+    "inference",
+    "base_model",
+)
+"""What the parent's front matter says that is still true; its results are not."""
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def slice_card(parent: Path, plan: Plan, result: ModelFacts, *, name: str, version: str) -> str:
+    """The README.md of a sliced checkpoint.
+
+    Args:
+        parent: The folder that was sliced; its README.md is read where there is one.
+        plan: What was removed, and why.
+        result: What is left.
+        name: Title of the card.
+        version: Of depthcut.
+    """
+    import yaml
+
+    kept = kept_front(parent / "README.md", tags=("depthcut", "pruned"))
+    if _is_hub_name(plan.model.source):
+        kept["base_model"] = plan.model.source  # a local folder's: the one that it came from
+    header = yaml.safe_dump(kept, allow_unicode=True, sort_keys=False)
+    return f"---\n{header}---\n\n{_body(plan, result, name=name, version=version)}"
+
+
+def _body(plan: Plan, result: ModelFacts, *, name: str, version: str) -> str:
+    before, words = plan.model, layers_in_words(plan.removed)
+    share = 1 - result.parameters / before.parameters
+    ranges = ",".join(f"{a}-{b - 1}" if b - a > 1 else f"{a}" for a, b in plan.removed)
+    return f"""\
+# {name}
+
+`{before.source}` without {words} of its {before.layers} (counted from 0): {result.layers} layers
+and {result.parameters:,} parameters are left, {share:.1%} fewer. The weights that are left are
+the parent's, bit for bit; nothing was trained after the cut.
+
+## Provenance
+
+| | |
+|---|---|
+| parent | `{before.source}` (digest `{before.digest}`) |
+| removed | {words} |
+| chosen by | {_chosen_by(plan)} |
+| this model's digest | `{result.digest}` |
+| made with | depthcut {version} |
+
+`plan.json` holds the choice with its runners-up, `depthcut.json` the whole record.
+
+## Load it
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH_OR_NAME")
+tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")
+```
+
+## Make it again
+
+```
+depthcut plan {before.source} --remove {ranges} --out plan.json
+depthcut slice {before.source} plan.json --out NEW_FOLDER
+```
+"""
+
+
+def _chosen_by(plan: Plan) -> str:
+    if plan.survey is None:
+        return "hand"
+    score = "" if plan.score is None else f", score {plan.score:.6g} (low: redundant)"
+    where = "the last token" if plan.settings.tokens == "last" else "all tokens"
+    return f"{plan.settings.criterion} at {where} of each sequence{score}; survey `{plan.survey}`"
+
+
+def kept_front(card: Path | None, *, tags: tuple[str, ...]) -> dict[str, object]:
+    """What a parent's model card says in its front matter that holds for a child, and `tags`.
+
+    Args:
+        card: The parent's README.md; it may be missing.
+        tags: Added to the parent's own.
+    """
+    front = _parent_front(card) if card is not None else {}
+    kept: dict[str, object] = {key: front[key] for key in _KEPT_KEYS if key in front}
+    kept.setdefault("library_name", "transformers")
+    kept.setdefault("pipeline_tag", "text-generation")
+    own = front.get("tags")
+    own = [tag for tag in own if isinstance(tag, str)] if isinstance(own, list) else []
+    kept["tags"] = list(dict.fromkeys([*own, *tags]))
+    return kept
+
+
+def _is_hub_name(source: str) -> bool:
+    return _HUB_NAME.fullmatch(source) is not None and not Path(source).exists()
+
+
+def _parent_front(card: Path) -> dict[str, object]:
+    """The YAML between the first two lines of dashes; {} where there is none to be read."""
+    import yaml
+
+    try:
+        text = card.read_text(encoding="utf-8")
+        match = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
+        front = yaml.safe_load(match[1]) if match else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return front if isinstance(front, dict) else {}

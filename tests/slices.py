@@ -1,0 +1,56 @@
+"""Plans by hand, and the oracle of a cut: the whole model with layers that pass their input on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from depthcut.checkpoint.folder import model_facts, open_checkpoint
+from depthcut.planning import plan_by_hand
+from depthcut.records import Plan
+from depthcut.settings import PlanSettings
+
+TOKENS = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
+"""Five times as long as a sliding window of the tiny models."""
+
+
+def plan_without(folder: Path, removed: Sequence[int], *, source: str = "tiny") -> Plan:
+    facts = model_facts(open_checkpoint(folder), source=source)
+    return plan_by_hand(facts, PlanSettings(remove=",".join(map(str, removed))))
+
+
+def logits(model: PreTrainedModel) -> Tensor:
+    with torch.no_grad():
+        return model(TOKENS, use_cache=False).logits
+
+
+def logits_without(model: PreTrainedModel, stack: str, removed: Sequence[int]) -> Tensor:
+    """Logits of the whole model while the removed layers pass their input on.
+
+    No index, mask or config of a kept layer changes: independent of how a cut is expressed.
+    """
+
+    def pass_through(module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
+        states = args[0] if args else kwargs["hidden_states"]
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    layers = model.get_submodule(stack)
+    hooks = [
+        layers[layer].register_forward_hook(pass_through, with_kwargs=True) for layer in removed
+    ]
+    try:
+        return logits(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def load_exactly(folder: Path) -> PreTrainedModel:
+    """Load with plain transformers; fails if any tensor is missing, unexpected or misshapen."""
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, dtype=torch.float32
+    )
+    assert not any(info.values()), info
+    return model.eval()

@@ -282,7 +282,8 @@ class ModelEvaluation(Record, frozen=True, kw_only=True):
     prefill: Speed | None
     decode: Speed | None
     peak_memory_bytes: int | None
-    """Of the process (CPU) or the device (GPU) while the speed was measured."""
+    """Of this model alone, loaded and run once: what it adds to a fresh process (CPU), or its
+    weights and what the run allocates beside them (GPU)."""
     generations: tuple[str, ...]
     """One for each prompt, greedy."""
 

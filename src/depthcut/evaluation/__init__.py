@@ -1,0 +1,1 @@
+"""Checkpoints and a text in, an Evaluation out: quality, speed and generations."""

@@ -1,0 +1,180 @@
+"""How well models predict a text: all of them on the same batches, so that they pair."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from depthcut.errors import CheckpointError, SettingsError
+from depthcut.evaluation.estimates import bits_per_byte, perplexity, ratio_estimate
+from depthcut.evaluation.token_measures import CHUNK_BYTES, token_divergences, token_losses
+from depthcut.model.batching import fitting_batch_size
+from depthcut.model.loading import LoadedModel
+from depthcut.progress import progress
+from depthcut.records import Comparison, Estimate
+from depthcut.text.sequences import Batch, Sequences
+
+PROBE = "Naïve façade: 12,345 tokens\n\tdef f(x): return x ** 2  # 你好 🙂"
+"""Tokenizers that split this alike, with vocabularies of one size, are taken as the same."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well one model predicts the text."""
+
+    loss: Estimate
+    perplexity: Estimate
+    bits_per_byte: Estimate
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Per sequence, float64 on the CPU: what its predicted tokens add up to."""
+
+    loss: Tensor
+    divergence: Tensor
+    agreement: Tensor
+
+
+def refuse_unpaired(models: Mapping[str, LoadedModel]) -> None:
+    """Raise SettingsError where models cannot be compared token by token.
+
+    The same tokens must mean the same to all: vocabularies of one size and tokenizers that
+    split a probe alike.
+    """
+    (first, reference), *others = models.items()
+    for name, other in others:
+        sizes = [vocabulary_size(loaded) for loaded in (reference, other)]
+        if sizes[0] != sizes[1]:
+            raise SettingsError(
+                f"{name} has a vocabulary of {sizes[1]}, {first} of {sizes[0]}: they cannot be "
+                "compared token by token; evaluate them in separate commands"
+            )
+        tokenizers = reference.tokenizer, other.tokenizer
+        if (
+            None not in tokenizers
+            and len({str(_probe(loaded)) for loaded in (reference, other)}) > 1
+        ):
+            raise SettingsError(
+                f"{name} and {first} have different tokenizers: they cannot be compared token by "
+                "token; evaluate them in separate commands"
+            )
+
+
+def judge(
+    models: Mapping[str, LoadedModel], sequences: Sequences, *, batch_size: int | None
+) -> tuple[dict[str, Quality], tuple[Comparison, ...]]:
+    """The quality of each model, and of each after the first beside the first.
+
+    The loss is the mean over tokens in nats; padding and the first token of a sequence, which
+    nothing predicts, do not count. Errors are over sequences, and the difference of losses is
+    paired: taken within each sequence, so that what makes a text hard cancels.
+
+    Logits come as the model gives them (its softcapping and scales included); the softmax is
+    taken in float32, a chunk of tokens at a time.
+
+    Raises:
+        CheckpointError: A model's loss is not a finite number.
+        TextError: Fewer than two sequences.
+        SettingsError: The models have different tokenizers or vocabularies.
+    """
+    refuse_unpaired(models)
+    sums = _measure(models, sequences, batch_size or _batch_size(models, sequences))
+    lengths = torch.tensor([max(0, len(ids) - 1) for ids in sequences.sequences])
+    sizes_bytes = torch.tensor(sequences.text_bytes)
+    first, *others = models
+    qualities = {}
+    for name in models:
+        loss = ratio_estimate(sums[name].loss, lengths)
+        in_bits = bits_per_byte(sums[name].loss, sizes_bytes)
+        qualities[name] = Quality(loss, perplexity(loss), in_bits)
+    comparisons = tuple(
+        Comparison(
+            name=name,
+            loss_difference=ratio_estimate(sums[name].loss - sums[first].loss, lengths),
+            agreement=ratio_estimate(sums[name].agreement, lengths),
+            kl_divergence=ratio_estimate(sums[name].divergence, lengths),
+        )
+        for name in others
+    )
+    return qualities, comparisons
+
+
+def _measure(
+    models: Mapping[str, LoadedModel], sequences: Sequences, batch_size: int
+) -> dict[str, _Sums]:
+    zeros = torch.zeros(len(sequences.sequences), dtype=torch.float64)
+    sums = {name: _Sums(zeros.clone(), zeros.clone(), zeros.clone()) for name in models}
+    done, total = 0, sequences.facts.tokens * len(models)
+    with progress("evaluate: loss", total) as advance, torch.inference_mode():
+        for batch in sequences.batches(batch_size):
+            rows = slice(done, done := done + len(batch.ids))
+            reference: Tensor | None = None
+            for name, loaded in models.items():
+                logits = _logits(loaded, batch)
+                _add(sums[name], rows, batch, logits, reference)
+                reference = logits if reference is None else reference
+                del logits
+                note = f"{name}: {_running(sums[name], sequences, done):.3f} nats/token"
+                advance(int(batch.mask.sum()), note)
+    for name in models:
+        if not sums[name].loss.isfinite().all():
+            raise CheckpointError(
+                f"the loss of {name} on this text is not a finite number: its weights are broken, "
+                "or overflow in this type; try --dtype float32"
+            )
+    return sums
+
+
+def _logits(loaded: LoadedModel, batch: Batch) -> Tensor:
+    ids = batch.ids.to(loaded.device)
+    mask = None if bool(batch.mask.all()) else batch.mask.to(loaded.device)
+    output = loaded.model(input_ids=ids, attention_mask=mask, use_cache=False)
+    logits: Tensor = output.logits
+    return logits
+
+
+def _add(sums: _Sums, rows: slice, batch: Batch, logits: Tensor, reference: Tensor | None) -> None:
+    ids = batch.ids.to(logits.device)
+    for row, (sequence, length) in enumerate(
+        zip(range(rows.start, rows.stop), batch.mask.sum(1).tolist(), strict=True)
+    ):
+        if length < 2:
+            continue
+        places = slice(0, length - 1)  # right padding: the real tokens are a prefix
+        losses = token_losses(logits[row, places], ids[row, 1:length])
+        sums.loss[sequence] = losses.cpu().double().sum()
+        if reference is not None:
+            before = reference[row, places].to(logits.device)
+            divergences, agreements = token_divergences(before, logits[row, places])
+            sums.divergence[sequence] = divergences.cpu().double().sum()
+            sums.agreement[sequence] = agreements.cpu().double().sum()
+
+
+def _running(sums: _Sums, sequences: Sequences, done: int) -> float:
+    tokens = sum(max(0, len(ids) - 1) for ids in sequences.sequences[:done])
+    return sums.loss[:done].sum().item() / max(1, tokens)
+
+
+def _batch_size(models: Mapping[str, LoadedModel], sequences: Sequences) -> int:
+    context = max(len(ids) for ids in sequences.sequences)
+    sizes = []
+    for loaded in models.values():
+        width = vocabulary_size(loaded) * next(loaded.model.parameters()).element_size()
+        kept = 2 * width + 4 * CHUNK_BYTES // context  # two models' logits, softmax chunks
+        sizes.append(fitting_batch_size(loaded, context, bytes_per_token=kept))
+    return min(sizes)
+
+
+def vocabulary_size(loaded: LoadedModel) -> int:
+    """How many tokens the model has embeddings of, some of them unused perhaps."""
+    return cast(nn.Embedding, loaded.model.get_input_embeddings()).num_embeddings
+
+
+def _probe(loaded: LoadedModel) -> list[int]:
+    if loaded.tokenizer is None:
+        return []
+    ids: list[int] = loaded.tokenizer.encode(PROBE)
+    return ids

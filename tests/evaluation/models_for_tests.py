@@ -1,0 +1,36 @@
+"""Tiny models and texts to judge them on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from depthcut.model.loading import LoadedModel, from_memory
+from depthcut.records import TextFacts
+from depthcut.text.sequences import Sequences
+from tests.tiny import build_tiny, tiny_tokenizer
+
+
+def sequences_of(lengths: Sequence[int], *, seed: int = 0) -> Sequences:
+    """Random bytes as tokens, each standing for one byte of text."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = tuple(torch.randint(256, (length,), generator=generator) for length in lengths)
+    facts = TextFacts(source="random", digest="d", sequences=len(ids), tokens=sum(lengths))
+    return Sequences(facts, ids, tuple(length - 1 for length in lengths))
+
+
+def changed(model: PreTrainedModel, amount: float, *, seed: int = 1) -> PreTrainedModel:
+    """The model with noise on all its weights, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(amount * torch.randn(weight.shape, generator=generator))
+    return model
+
+
+def tiny(folder: Path, *, noise: float = 0.0, model_type: str = "llama") -> LoadedModel:
+    model = build_tiny(model_type)
+    if noise:
+        changed(model, noise)
+    return from_memory(model, tiny_tokenizer(folder), name=f"tiny with noise {noise}")

@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from depthcut.errors import SettingsError
+from depthcut.evaluation.generation import encode_prompt, generate, generate_all, learned_positions
+from depthcut.model.loading import LoadedModel, from_memory
+from tests.evaluation.models_for_tests import tiny
+from tests.tiny import build_tiny, tiny_tokenizer
+
+
+@pytest.fixture
+def loaded(tmp_path: Path) -> LoadedModel:
+    return tiny(tmp_path)
+
+
+def greedy_ids(loaded: LoadedModel, prompt: str, new_tokens: int) -> list[int]:
+    """Token by token, without a cache."""
+    ids = encode_prompt(loaded, prompt, new_tokens=new_tokens)["input_ids"]
+    start = ids.shape[1]
+    with torch.no_grad():
+        for _ in range(new_tokens):
+            token = loaded.model(input_ids=ids).logits[:, -1:].argmax(-1)
+            ids = torch.cat([ids, token], 1)
+            if token.item() == 256:
+                break
+    found: list[int] = ids[0, start:].tolist()
+    return found
+
+
+def test_the_stream_is_the_greedy_continuation(loaded: LoadedModel) -> None:
+    tokenizer = loaded.tokenizer
+    assert tokenizer is not None
+    expected = tokenizer.decode(greedy_ids(loaded, "Hello", 12), skip_special_tokens=True)
+    assert "".join(generate(loaded, "Hello", new_tokens=12)) == expected
+    assert generate_all({"a": loaded}, ["Hello"], new_tokens=12) == {"a": (expected,)}
+
+
+def test_the_checkpoints_own_sampling_settings_are_overruled(loaded: LoadedModel) -> None:
+    plain = generate_all({"a": loaded}, ["Hello"], new_tokens=12)
+    settings = loaded.model.generation_config
+    assert settings is not None
+    settings.do_sample, settings.temperature, settings.top_k = True, 0.6, 20
+    settings.repetition_penalty, settings.no_repeat_ngram_size = 5.0, 2
+    assert generate_all({"a": loaded}, ["Hello"], new_tokens=12) == plain
+
+
+def test_a_prompt_goes_through_the_chat_template_where_there_is_one(tmp_path: Path) -> None:
+    model = build_tiny("llama")
+    chat = from_memory(model, tiny_tokenizer(tmp_path))
+    plain = from_memory(model, tiny_tokenizer(tmp_path, chat_template=False))
+    lengths = {}
+    for name, loaded in {"chat": chat, "plain": plain}.items():
+        ids = encode_prompt(loaded, "Hello", new_tokens=1)["input_ids"][0].tolist()
+        assert loaded.tokenizer is not None
+        lengths[name] = loaded.tokenizer.decode(ids)
+    assert lengths["plain"] == "Hello"
+    assert lengths["chat"] == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_closing_the_stream_stops_the_model(loaded: LoadedModel) -> None:
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    handle = loaded.model.register_forward_hook(count)
+    stream = generate(loaded, "Hello", new_tokens=400)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]  # it is a generator
+    handle.remove()
+    assert calls < 300
+
+
+def test_an_error_of_the_model_reaches_the_caller(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(loaded.model, "forward", fail)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        list(generate(loaded, "Hello", new_tokens=4))
+
+
+def test_prompts_longer_than_the_learned_positions_are_refused(tmp_path: Path) -> None:
+    model = build_tiny("gpt2", max_position_embeddings=64)
+    loaded = from_memory(model, tiny_tokenizer(tmp_path, chat_template=False))
+    with pytest.raises(SettingsError, match="need 65 positions, the model has 64"):
+        next(generate(loaded, "x" * 25, new_tokens=40))
+    assert len(list(generate(loaded, "x" * 24, new_tokens=40))) > 0
+
+
+@pytest.mark.parametrize(("model_type", "limit"), [("gpt2", 512), ("opt", 512), ("llama", None)])
+def test_only_models_that_learned_positions_have_a_limit(
+    model_type: str, limit: int | None
+) -> None:
+    assert learned_positions(from_memory(build_tiny(model_type), None)) == limit
+
+
+def test_a_model_without_tokenizer_cannot_be_prompted() -> None:
+    with pytest.raises(SettingsError, match="no tokenizer"):
+        next(generate(from_memory(build_tiny("llama"), None), "Hello", new_tokens=4))

@@ -24,10 +24,10 @@ def fitting_batch_size(
         most: Never more than this.
     """
     config = loaded.model.config.get_text_config()
-    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    wide = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     element_bytes = next(loaded.model.parameters()).element_size()
     activations = (4 * wide + 16 * config.hidden_size) * max(element_bytes, 2)
-    each = context * (activations + bytes_per_token)
+    each = int(context * (activations + bytes_per_token))
     fitting = int(free_memory_bytes(loaded.device) * _SHARE) // max(each, 1)
     return 1 << (max(1, min(fitting, most)).bit_length() - 1)
 
@@ -37,7 +37,7 @@ def free_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + unused)
+        return int(free) + int(unused)
     free_bytes = _available() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     limit = _group_limit()
     return free_bytes if limit is None else min(free_bytes, limit)

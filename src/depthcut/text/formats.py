@@ -204,7 +204,7 @@ def _decoded(stream: BinaryIO, name: str) -> Iterator[str]:
     position = 0
     while True:
         block = stream.read(_BLOCK_BYTES)
-        waiting = len(cast(tuple[bytes, int], decoder.getstate())[0])
+        waiting = len(decoder.getstate()[0])
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:

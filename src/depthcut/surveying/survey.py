@@ -1,0 +1,204 @@
+"""One pass over a text: every criterion of every block and layer, with its sampling error."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from depthcut.errors import SettingsError
+from depthcut.measures import InnerProducts
+from depthcut.model.batching import fitting_batch_size
+from depthcut.model.loading import LoadedModel
+from depthcut.model.positions import learned_positions
+from depthcut.model.states import reading_states
+from depthcut.progress import progress
+from depthcut.records import Origin, Scores, Survey
+from depthcut.settings import LoadSettings, SurveySettings, Tokens
+from depthcut.surveying.criteria import CRITERIA
+from depthcut.surveying.inputs import survey_inputs
+from depthcut.text.sequences import Sequences
+
+_CHUNK_BYTES = {"cpu": 4 << 20, "mps": 4 << 20}
+"""Of float64 states worked on at once: what a processor's cache holds."""
+_GPU_CHUNK_BYTES = 256 << 20
+_CPU_BATCH_TOKENS = 4096
+"""More in one forward pass gains nothing on a CPU, and costs memory for the states."""
+
+
+def survey_model(
+    loaded: LoadedModel, sequences: Sequences, settings: SurveySettings, load: LoadSettings
+) -> Survey:
+    """Measure how redundant every layer and block of a model is.
+
+    Runs the backbone once over the sequences. Each sequence is one observation, whatever its
+    length: its last token, and the mean over its tokens. The record holds their mean and its
+    standard error over sequences (0 where there is one sequence only).
+
+    Raises:
+        SettingsError: Sequences longer than the model's positions, a batch size below 1, or
+            states that overflow the dtype.
+        ArchitectureError: The model's layers cannot be found.
+    """
+    started = time.monotonic()
+    longest = max(len(sequence) for sequence in sequences.sequences)
+    limit = learned_positions(loaded)
+    if limit is not None and longest > limit:
+        raise SettingsError(
+            f"sequences of {longest} tokens, but {loaded.facts.source} has {limit} positions: "
+            "lower --context"
+        )
+    batch_size = choose_batch_size(loaded, settings, longest)
+    observations = Observations(len(loaded.layers))
+    with (
+        progress("survey", sequences.facts.tokens) as advance,
+        reading_states(loaded) as read_states,
+    ):
+        for batch in sequences.batches(batch_size):
+            states = read_states(batch)
+            lengths = batch.mask.sum(dim=1).tolist()
+            observations.add(observe(states, row, length) for row, length in enumerate(lengths))
+            advance(sum(lengths), observations.best_block())
+    if not observations.finite():
+        raise SettingsError(
+            f"the states of {loaded.facts.source} overflow: choose --dtype bfloat16 or float32"
+        )
+    inputs = survey_inputs(loaded.facts.digest, sequences.facts.digest, settings, load)
+    return Survey(
+        origin=Origin.since(started, inputs=inputs),
+        model=loaded.facts,
+        text=sequences.facts,
+        settings=settings,
+        load=load,
+        norms=observations.norms(),
+        scores=tuple(observations.scores()),
+    )
+
+
+def choose_batch_size(loaded: LoadedModel, settings: SurveySettings, longest: int) -> int:
+    """The batch size asked for, or one whose states fit in memory.
+
+    Raises:
+        SettingsError: Less than 1.
+    """
+    if settings.batch_size is not None:
+        if settings.batch_size < 1:
+            raise SettingsError(f"batch size {settings.batch_size}: at least 1 is needed")
+        return settings.batch_size
+    element_bytes = next(loaded.model.parameters()).element_size()
+    width = loaded.facts.hidden_size
+    return fitting_batch_size(
+        loaded,
+        longest,
+        bytes_per_token=(len(loaded.layers) + 1) * width * max(element_bytes, 2),
+        most=max(1, _CPU_BATCH_TOKENS // longest) if loaded.device.type == "cpu" else 32,
+    )
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one sequence says."""
+
+    norms: Tensor
+    """(depths,) float64, mean over its tokens."""
+    scores: dict[tuple[str, Tokens], Tensor]
+    """By criterion and tokens: (entries,) float64."""
+
+
+def observe(states: Sequence[Tensor], row: int, length: int) -> Observation:
+    """Score one sequence of a batch, chunk by chunk; padding is never read.
+
+    Args:
+        states: At each depth, (batch, positions, hidden).
+        row: Which sequence.
+        length: Its tokens; those behind are padding.
+    """
+    width, device = states[0].shape[-1], states[0].device
+    chunk_bytes = _CHUNK_BYTES.get(device.type, _GPU_CHUNK_BYTES)
+    chunk = max(1, chunk_bytes // (8 * len(states) * width))
+    norms: Tensor | float = 0.0
+    sums: dict[str, Tensor | float] = dict.fromkeys(CRITERIA, 0.0)
+    last: dict[str, Tensor] = {}
+    for start in range(0, length, chunk):
+        stop = min(start + chunk, length)
+        products = InnerProducts.of([state[row, start:stop].to(device) for state in states])
+        norms = norms + products.norms.sum(dim=0)
+        for name, criterion in CRITERIA.items():
+            values = criterion.function(products)
+            sums[name] = sums[name] + values.sum(dim=0)
+            last[name] = values[-1]
+    scores: dict[tuple[str, Tokens], Tensor] = {}
+    for name in CRITERIA:
+        scores[name, "last"] = last[name]
+        scores[name, "all"] = torch.as_tensor(sums[name]) / length
+    return Observation(torch.as_tensor(norms) / length, scores)
+
+
+@dataclass
+class Observations:
+    """Those of all sequences so far, on the CPU."""
+
+    layers: int
+    rows: dict[tuple[str, Tokens], list[Tensor]] = field(default_factory=dict)
+    norm_rows: list[Tensor] = field(default_factory=list)
+
+    def add(self, found: Iterable[Observation]) -> None:
+        for each in found:
+            self.norm_rows.append(each.norms.cpu())
+            for key, values in each.scores.items():
+                self.rows.setdefault(key, []).append(values.cpu())
+
+    def finite(self) -> bool:
+        return all(
+            bool(torch.stack(rows).isfinite().all())
+            for rows in (self.norm_rows, *self.rows.values())
+        )
+
+    def norms(self) -> tuple[float, ...]:
+        return tuple(torch.stack(self.norm_rows).mean(dim=0).tolist())
+
+    def best_block(self) -> str:
+        """The best block of a quarter of the layers so far: "best 8: layers 12–19"."""
+        size = max(1, self.layers // 4)
+        mean = torch.stack(self.rows["angular", "last"]).mean(dim=0).tolist()
+        rows = in_rows(mean, self.layers, "block")
+        start = min(range(self.layers - size + 1), key=lambda start: rows[start][size - 1])
+        return f"best {size}: layers {start}–{start + size - 1}"
+
+    def scores(self) -> Iterator[Scores]:
+        for (name, tokens), rows in self.rows.items():
+            criterion = CRITERIA[name]
+            values = torch.stack(rows)
+            count = len(values)
+            error = values.std(dim=0) / math.sqrt(count) if count > 1 else torch.zeros(1)
+            yield Scores(
+                criterion=name,
+                tokens=tokens,
+                scope=criterion.scope,
+                paper=criterion.paper,
+                mean=in_rows(values.mean(dim=0).tolist(), self.layers, criterion.scope),
+                stderr=in_rows(
+                    error.expand(values.shape[1]).tolist(), self.layers, criterion.scope
+                ),
+                per_sequence=little_endian(values),
+            )
+
+
+def in_rows(
+    entries: Sequence[float], layers: int, scope: Literal["block", "layer"]
+) -> tuple[tuple[float, ...], ...]:
+    """Entries in reading order as rows by start: of every size, or of size 1 only."""
+    rows, at = [], 0
+    for start in range(layers):
+        width = layers - start if scope == "block" else 1
+        rows.append(tuple(entries[at : at + width]))
+        at += width
+    return tuple(rows)
+
+
+def little_endian(values: Tensor) -> bytes:
+    """As float32, little endian, row by row."""
+    return values.float().contiguous().numpy().astype("<f4").tobytes()

@@ -5,6 +5,7 @@ import contextlib
 import csv
 import gzip
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -137,12 +138,14 @@ def read_file(path: Path, columns: Sequence[str]) -> Iterator[Document]:
             if kind == ".parquet" and format_of(path) != path.suffix.lower():
                 stream = stack.enter_context(spooled(stream))
             yield from FORMATS[kind](stream, str(path), columns)
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise TextError(f"{path}: broken compression: {error}") from error
     except OSError as error:
         if isinstance(error, SourceError):
             raise
-        raise SourceError(f"cannot read {path}: {error.strerror or error}") from error
+        if error.errno is None:  # raised by a decompressor, not by the system
+            raise TextError(f"{path}: broken compression: {error}") from error
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error
+    except (EOFError, zlib.error) as error:
+        raise TextError(f"{path}: broken compression: {error}") from error
 
 
 def choose_columns(
@@ -200,8 +203,9 @@ def _chat(messages: list[object], place: str) -> Document:
 
 def _decoded(stream: BinaryIO, name: str) -> Iterator[str]:
     """The stream as text, block by block, without a byte order mark."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    decoder = codecs.getincrementaldecoder("utf-8")()
     position = 0
+    begun = False
     while True:
         block = stream.read(_BLOCK_BYTES)
         waiting = len(decoder.getstate()[0])
@@ -214,7 +218,8 @@ def _decoded(stream: BinaryIO, name: str) -> Iterator[str]:
             ) from error
         position += len(block)
         if text:
-            yield text
+            yield text if begun else text.removeprefix("\ufeff")
+            begun = True
         if not block:
             return
 
@@ -234,13 +239,14 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
 
 
 def _decompressed(path: Path, stack: contextlib.ExitStack) -> BinaryIO:
-    if path.suffix.lower() == ".gz":
-        return cast(BinaryIO, stack.enter_context(gzip.open(path, "rb")))
     file = stack.enter_context(path.open("rb"))
+    if path.suffix.lower() == ".gz":
+        return cast(BinaryIO, stack.enter_context(gzip.open(file, "rb")))
     if path.suffix.lower() == ".zst":
-        import zstandard
+        import pyarrow
 
-        reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+        # Unlike the package zstandard, it notices a file that was cut off.
+        reader = pyarrow.CompressedInputStream(file, "zstd")
         return cast(BinaryIO, stack.enter_context(reader))
     return file
 

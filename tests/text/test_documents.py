@@ -1,0 +1,253 @@
+import gzip
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from depthcut.errors import SourceError, TextError
+from depthcut.settings import TextSettings
+from depthcut.text.documents import TextSource, open_text
+
+TEXTS = ["first document", "zweites Dokument: äöü €\n", 'third, with "quotes", commas\nand lines']
+MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello ü"}]
+
+
+def source(text: str | Path | list[str], **settings: object) -> TextSource:
+    text = str(text) if isinstance(text, Path) else text
+    return open_text(text, TextSettings(**settings))  # type: ignore[arg-type]  # by name
+
+
+def documents(text: str | Path | list[str], **settings: object) -> list[object]:
+    return list(source(text, **settings).documents())
+
+
+def write_jsonl(path: Path, rows: list[dict[str, object]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_csv(path: Path) -> None:
+    lines = ["number,text"]
+    lines += [f'{i},"{text.replace(chr(34), chr(34) * 2)}"' for i, text in enumerate(TEXTS)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def write_parquet(path: Path) -> None:
+    table = pyarrow.table({"number": range(len(TEXTS)), "text": TEXTS})
+    pyarrow.parquet.write_table(table, path, row_group_size=1)
+
+
+TABLES: dict[str, Callable[[Path], None]] = {
+    ".jsonl": lambda path: write_jsonl(path, [{"n": 1, "text": text} for text in TEXTS]),
+    ".csv": write_csv,
+    ".parquet": write_parquet,
+}
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda content: content,
+    ".gz": gzip.compress,
+    ".zst": lambda content: zstandard.ZstdCompressor().compress(content),
+}
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("suffix", TABLES)
+def test_tables_give_one_document_a_row(tmp_path: Path, suffix: str, compression: str) -> None:
+    plain = tmp_path / f"plain{suffix}"
+    TABLES[suffix](plain)
+    path = tmp_path / f"data{suffix}{compression}"
+    path.write_bytes(COMPRESSIONS[compression](plain.read_bytes()))
+    assert documents(path) == TEXTS
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".TXT"])
+def test_plain_files_are_one_document(tmp_path: Path, suffix: str, compression: str) -> None:
+    path = tmp_path / f"a{suffix}{compression}"
+    path.write_bytes(COMPRESSIONS[compression]("\n".join(TEXTS).encode()))
+    assert documents(path) == ["\n".join(TEXTS)]
+
+
+def test_a_large_plain_file_comes_in_pieces_that_end_at_lines(tmp_path: Path) -> None:
+    text = "\n".join(f"line {number} é" for number in range(200_000))
+    (tmp_path / "large.txt").write_text(text)
+    pieces = documents(tmp_path / "large.txt")
+    assert len(pieces) > 1
+    assert "".join(map(str, pieces)) == text
+    assert all(str(piece).endswith("\n") for piece in pieces[:-1])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfhello")
+    assert documents(tmp_path / "bom.txt") == ["hello"]
+
+
+def test_builtin_is_python_s_own_prose_in_order() -> None:
+    from pydoc_data.topics import topics
+
+    assert documents("builtin") == [topics[key] for key in sorted(topics)]
+    assert source("builtin").name == "builtin"
+
+
+def test_a_list_of_strings_is_a_source_and_borders_enter_its_digest() -> None:
+    assert documents(["a", "b"]) == ["a", "b"]
+    assert source(["ab", "c"]).digest != source(["a", "bc"]).digest
+    assert source(["ab", "c"]).digest == source(["ab", "c"]).digest
+
+
+def test_standard_input_can_be_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = "standard input é".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    found = source("-")
+    assert list(found.documents()) == list(found.documents()) == [content.decode()]
+    assert found.digest == hashlib.sha256(content).hexdigest()
+
+
+def test_a_folder_is_read_in_order_without_hidden_and_foreign_files(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.txt").write_text("second")
+    (tmp_path / "a.md").write_text("first")
+    (tmp_path / "image.png").write_bytes(b"\xff")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "hidden.txt").write_text("hidden")
+    assert documents(tmp_path) == ["first", "second"]
+
+
+def test_a_file_s_digest_is_the_sha256_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    assert source(tmp_path / "a.txt").digest == hashlib.sha256(b"hello").hexdigest()
+
+
+def test_a_folder_s_digest_follows_names_and_bytes_but_not_its_place(tmp_path: Path) -> None:
+    digests = []
+    for place, name, content in [
+        ("one", "a.txt", "x"),
+        ("two", "a.txt", "x"),
+        ("three", "b.txt", "x"),
+        ("four", "a.txt", "y"),
+    ]:
+        (tmp_path / place).mkdir()
+        (tmp_path / place / name).write_text(content)
+        digests.append(source(tmp_path / place).digest)
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+def test_chosen_columns_are_joined_by_a_blank_line(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"q": "Why?", "a": "So."}, {"q": "How?", "a": None}])
+    assert documents(tmp_path / "a.jsonl", columns=("q", "a")) == ["Why?\n\nSo.", "How?"]
+
+
+def test_content_and_messages_are_found_without_being_asked_for(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"content": "prose"}, {"messages": MESSAGES}])
+    assert documents(tmp_path / "a.jsonl") == ["prose", MESSAGES]
+
+
+def test_chats_in_parquet_are_messages(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"messages": [MESSAGES]}), tmp_path / "a.parquet")
+    assert documents(tmp_path / "a.parquet") == [MESSAGES]
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+def test_a_missing_column_names_those_there_are_and_the_nearest(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    TABLES[suffix](path)
+    with pytest.raises(
+        TextError, match=r"no column 'texts' \(did you mean text\?\); it has n.*text"
+    ):
+        documents(path, columns=("texts",))
+
+
+def test_no_usual_column_names_those_there_are(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "x", "answer": "y"}])
+    with pytest.raises(TextError, match="choose with --columns from prompt, answer"):
+        documents(tmp_path / "a.jsonl")
+
+
+def test_columns_of_a_plain_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(TextError, match="has no columns"):
+        documents(tmp_path / "a.txt", columns=("text",))
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize(
+    ("name", "content", "position"),
+    [
+        ("a.txt", b"ok \xff\xfe", 3),
+        ("a.txt", b"x" * (1 << 20) + b"ab\xe2\x28", (1 << 20) + 2),
+        ("a.txt", b"x" * ((1 << 20) - 1) + b"\xe2\x28\xa1", (1 << 20) - 1),
+        ("a.md", b"cut \xe2\x82", 4),
+        ("a.jsonl", b'{"text": "\xe9"}\n', 10),
+        ("a.csv", b"text\nf\xfcr\n", 6),
+    ],
+)
+def test_what_is_not_utf8_is_refused_with_file_and_byte(
+    tmp_path: Path, name: str, content: bytes, position: int, bom: bytes
+) -> None:
+    (tmp_path / name).write_bytes(bom + content)
+    with pytest.raises(TextError, match=f"{name}: not UTF-8 at byte {position + len(bom)}:"):
+        documents(tmp_path / name)
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "ok"}\n{"text": \n')
+    with pytest.raises(TextError, match=r"a\.jsonl, line 2: not JSON"):
+        documents(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("row", ['["a"]', '{"text": 3}', '{"messages": [{"from": "x"}]}'])
+def test_rows_that_are_no_text_are_refused(tmp_path: Path, row: str) -> None:
+    (tmp_path / "a.jsonl").write_text(row)
+    with pytest.raises(TextError, match=r"a\.jsonl, line 1.*expected"):
+        documents(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.txt.gz", "a.txt.zst", "a.parquet.gz"])
+def test_a_file_that_is_not_what_its_suffix_says_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"not at all what it says")
+    with pytest.raises(TextError, match=name):
+        documents(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.zst"])
+def test_cut_off_compression_is_refused(tmp_path: Path, name: str) -> None:
+    content = COMPRESSIONS[Path(name).suffix](str(list(range(9999))).encode())
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(TextError, match=f"{name}: broken compression"):
+        documents(tmp_path / name)
+
+
+def test_an_unknown_suffix_names_the_known_ones(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(SourceError, match=r"\.parquet.*did you mean \.jsonl"):
+        source(tmp_path / "a.json")
+
+
+def test_an_unknown_name_suggests_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "wiki.train.txt").write_text("x")
+    with pytest.raises(SourceError, match=r"did you mean wiki\.train\.txt"):
+        source(tmp_path / "wiki.trian.txt")
+    with pytest.raises(SourceError, match="did you mean builtin"):
+        source("buildin")
+
+
+def test_a_folder_without_text_and_an_empty_list_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TextError, match="holds no text file"):
+        source(tmp_path)
+    with pytest.raises(TextError, match="empty"):
+        source([])
+
+
+def test_a_hub_data_set_without_network_is_one_line_of_advice() -> None:
+    with pytest.raises(SourceError, match="cannot reach the hub for the data set") as caught:
+        source("some-owner/some-data")
+    assert "\n" not in str(caught.value)
+    assert "--text builtin" in str(caught.value)

@@ -1,0 +1,1 @@
+"""A cut checkpoint and a text in, a trained checkpoint out."""

@@ -72,6 +72,7 @@ def inlined(svg: str, title: str) -> str:
     text = re.sub(r"<path [^>]*display=\"none\"/>", "", text)
     text = text.replace(" aria-label=", " data-tip=")
     text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
+    text = re.sub(r'" fill="(#\w+)"/><path d="(?=[^"]*" fill="\1"/>)', "", text)  # one path
     return re.sub(r"(?<=[\d.])\d*\.\d{3,}|\d+\.\d{3,}", _shortened, text)
 
 

@@ -19,13 +19,13 @@ class Fact:
 
 
 def facts(results: Results) -> tuple[Fact, ...]:
-    """The headline numbers that the records allow, most wanted first."""
-    return (*_quality(results), *_sizes(results), *_speeds(results))
+    """The headline numbers that the records allow."""
+    return (*_sizes(results), *_quality(results), *_speeds(results))
 
 
 def headline_lines(results: Results) -> tuple[str, ...]:
     """The headline as lines for a terminal."""
-    lines = [title(results)]
+    lines = [f"{model_name(results)}: {outcome(results)}"]
     shown = facts(results)
     wide = max((len(fact.label) for fact in shown), default=0)
     for fact in shown:
@@ -37,17 +37,20 @@ def headline_lines(results: Results) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def title(results: Results) -> str:
-    """One line: which model, and what became of it."""
-    original = results.original
-    name = original.source if original else "A model"
+def model_name(results: Results) -> str:
+    """As the user named the model before the cut."""
+    return results.original.source if results.original else "a model"
+
+
+def outcome(results: Results) -> str:
+    """What became of the model, or what is known of it."""
     if results.plan:
         kept = len(results.plan.kept_layers)
-        return f"{name}: {results.plan.model.layers} → {kept} layers, without {results.plan.words}"
+        return f"{results.plan.model.layers} → {kept} layers, without {results.plan.words}"
     if results.survey:
-        return f"{name}: a survey of its {results.survey.model.layers} layers"
+        return f"a survey of its {results.survey.model.layers} layers"
     count = len(results.evaluation.models) if results.evaluation else 0
-    return f"{name}: judged" if count < 2 else f"{name}: judged beside {count - 1} more"
+    return "judged alone" if count < 2 else f"judged beside {count - 1} more"
 
 
 def judgements(results: Results) -> list[tuple[str, str]]:
@@ -55,11 +58,10 @@ def judgements(results: Results) -> list[tuple[str, str]]:
     if results.evaluation is None:
         return []
     first = results.evaluation.models[0].name
+    judged = [(each.name, verdict(each.loss_difference)) for each in results.evaluation.comparisons]
     return [
-        (each.name, f"{verdict(each.loss_difference).text} than {first}")
-        if verdict(each.loss_difference).kind in ("worse", "better")
-        else (each.name, f"{verdict(each.loss_difference).text}, against {first}")
-        for each in results.evaluation.comparisons
+        (name, f"{each.text} {'than' if each.kind in ('worse', 'better') else 'against'} {first}")
+        for name, each in judged
     ]
 
 

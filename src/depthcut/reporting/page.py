@@ -13,7 +13,7 @@ from depthcut.reporting.figures import Figure, inlined, write_figure
 from depthcut.reporting.result_figures import healing_loss, quality_and_speed
 from depthcut.reporting.results import Results, read_results
 from depthcut.reporting.stack import draw_stack
-from depthcut.reporting.story import plan_story, runners_up, story
+from depthcut.reporting.story import judgements, plan_story, runners_up, story
 from depthcut.reporting.survey_figures import survey_figures
 
 if TYPE_CHECKING:
@@ -56,12 +56,13 @@ def render(results: Results, figures: dict[str, tuple[Figure, str]]) -> str:
         .get_template("report.html.jinja")
         .render(
             results=results,
-            title=headline.title(results),
+            name=headline.model_name(results),
+            became=headline.outcome(results),
             facts=headline.facts(results),
             story=story(results),
             plan_story=plan_story(results),
             runners_up=runners_up(results),
-            judgements=dict(headline.judgements(results)),
+            judgements=judgements(results),
             stack=draw_stack(results.plan) if results.plan else None,
             figures=figures,
             surveyed=surveyed,
@@ -113,7 +114,8 @@ def _environment() -> "Environment":
         "score": words.score,
         "layers": layers_in_words,
         "verdict": words.verdict,
-        "factor": words.perplexity_factor,
+        "speed": words.speed,
+        "tied": lambda text: text.replace(" ± ", "\u00a0±\u00a0"),
     }
     environment.filters.update(filters)
     environment.globals["speed_ratio"] = words.speed_ratio

@@ -27,7 +27,7 @@ def quality_and_speed(evaluation: Evaluation) -> Figure:
     timed = len(measures) > 1
     return Figure(
         name="quality-and-speed",
-        title="Quality and speed" if timed else "Quality",
+        title="Quality and speed" if timed else "Perplexity",
         caption=(
             "Perplexity (lower is better; line: one standard error)"
             + (

@@ -134,7 +134,7 @@ def _llama_cpp(folder: Path, results: Results) -> Snippet:
     name = re.sub(r"[^\w.-]+", "-", f"{source}-{kept}-layers").strip("-") + ".gguf"
     return Snippet(
         "llama.cpp",
-        "From a checkout of llama.cpp; add --outtype q8_0 for a smaller file.",
+        "Run it in a checkout of llama.cpp.",
         f"python convert_hf_to_gguf.py {_quoted(folder)} --outfile {name}\n"
         f'llama-cli -m {name} -p "Once upon a time"\n',
     )

@@ -32,11 +32,15 @@ class Stack:
     ribbons: str
     labels: tuple[Label, ...]
 
+    def free(self, place: float) -> bool:
+        """No label near a place, in percent of the width."""
+        return all(abs(label.place - place) > 7 for label in self.labels)
+
 
 def draw_stack(plan: Plan) -> Stack:
     """The shapes for a plan."""
     layers, kept = plan.model.layers, len(plan.kept_layers)
-    gap = 0.08 if layers <= 48 else 0.04
+    gap = min(0.0027 * layers, 0.08 if layers <= 48 else 0.04)
     shift = (layers - kept) / 2
     ribbons, at = [], shift
     for start, stop in kept_segments(plan):
@@ -72,6 +76,6 @@ def _labels(plan: Plan) -> tuple[Label, ...]:
     if len(middles) > MOST_LABELS or near:
         return ()
     return tuple(
-        Label(layers_in_words([block]).split(" (")[0].split(" ")[1], min(96.0, max(4.0, middle)))
+        Label(layers_in_words([block]).split(" (")[0].split(" ")[1], min(98.5, max(1.5, middle)))
         for block, middle in zip(plan.removed, middles, strict=True)
     )

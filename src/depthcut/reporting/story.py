@@ -1,11 +1,19 @@
 """The run in sentences: what was done, what it cost, how sure that is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from depthcut.records import Comparison, Plan, Survey
+from depthcut.records import Block, Comparison, ModelEvaluation, Plan, layers_in_words
 from depthcut.reporting.results import Results
-from depthcut.reporting.survey_figures import CRITERIA, TOKENS
-from depthcut.reporting.words import ERRORS, change, perplexity_factor, speed_ratio, verdict
+from depthcut.reporting.survey_figures import CRITERIA
+from depthcut.reporting.words import (
+    ERRORS,
+    change,
+    estimate,
+    perplexity_factor,
+    speed_ratio,
+    verdict,
+)
 
 HELD_OUT = {"held-out": "held-out ", "train": "", "all": ""}
 
@@ -33,19 +41,17 @@ def plan_story(results: Results) -> list[str]:
     if plan.settings.remove is not None:
         return [
             f"The layers were chosen by hand: {plan.words}."
-            + ("" if plan.survey else " No survey was asked.")
+            + ("" if plan.survey else " No survey stands behind them.")
         ]
     sentences = [f"{_sentence(plan.words)} went: {_chosen_by(plan)}."]
     if plan.settings.protect:
         sentences.append(f"Protected from removal: layers {plan.settings.protect}.")
     others = plan.alternatives
     close = [each for each in others if each.difference.value < ERRORS * each.difference.stderr]
-    if others and close:
+    if close:
         count = f"{len(close)} of the {len(others)} runners-up"
         sentences.append(
-            f"{count} cannot be told apart from it on this text: a longer text would decide better."
-            if len(others) > 1
-            else "The runner-up cannot be told apart from it on this text."
+            f"By two standard errors, this text cannot tell it from {count}; a longer one might."
         )
     elif others and results.survey and results.survey.text.sequences > 1:
         sentences.append("Every runner-up scores clearly higher on this text.")
@@ -54,13 +60,10 @@ def plan_story(results: Results) -> list[str]:
 
 def runners_up(results: Results) -> list[RunnerUp]:
     """The plan's choice and the others, best first."""
-    from depthcut.records import layers_in_words
-    from depthcut.reporting.words import estimate
-
     plan = results.plan
     if plan is None or not plan.alternatives:
         return []
-    rows = [RunnerUp(plan.words, plan.score, "–", "")]
+    rows = [RunnerUp(_short(plan.removed), plan.score, "–", "")]
     for each in plan.alternatives:
         value, error = each.difference.value, each.difference.stderr
         if abs(value) < ERRORS * error:
@@ -70,17 +73,27 @@ def runners_up(results: Results) -> list[RunnerUp]:
         else:
             judged = "clearly higher" if value > 0 else "clearly lower"
         difference = estimate(each.difference, sign=True)
-        rows.append(RunnerUp(layers_in_words(each.removed), each.score, difference, judged))
+        rows.append(RunnerUp(_short(each.removed), each.score, difference, judged))
     return rows
 
 
-def survey_story(survey: Survey) -> str:
-    """What was read for the survey."""
-    text = survey.text
-    return (
-        f"One pass over {text.tokens:,} tokens of {text.source} ({text.sequences:,} sequences) "
-        "gives every block at once."
-    )
+def judgements(results: Results) -> list[tuple[str, str]]:
+    """Each model after the first: its name, and how it stands against the first."""
+    if results.evaluation is None:
+        return []
+    first = results.evaluation.models[0]
+    found = []
+    for each in results.evaluation.comparisons:
+        agreement = 100 * each.agreement.value
+        sentences = [
+            f"{_sentence(_cost(each, first.name))}.",
+            f"It predicts the same next token as {first.name} in {agreement:.0f} % of places.",
+        ]
+        model = next((one for one in results.evaluation.models if one.name == each.name), None)
+        if model is not None and (won := _speed_words(first, model)):
+            sentences.append(f"It {won} speed of {first.name}.")
+        found.append((each.name, " ".join(sentences)))
+    return found
 
 
 def _what_went(results: Results) -> list[str]:
@@ -102,42 +115,51 @@ def _what_it_cost(results: Results) -> list[str]:
     where = f"{evaluation.text.tokens:,} {HELD_OUT[evaluation.settings.part]}tokens"
     sentences = []
     if results.cut and (cut := results.comparison(results.cut)):
-        sentences.append(f"On {where} of {evaluation.text.source} the cut model is {_cost(cut)}.")
+        sentences.append(
+            f"On {where} of {evaluation.text.source} the cut model is {_cost(cut, 'the original')}."
+        )
     if results.healed and (healed := results.comparison(results.healed)):
-        sentences.append(f"Healed, it is {_cost(healed)}.")
+        sentences.append(f"Healed, it is {_cost(healed, 'the original')}.")
     return sentences
 
 
-def _cost(comparison: Comparison) -> str:
+def _cost(comparison: Comparison, first: str) -> str:
     judged = verdict(comparison.loss_difference)
     if judged.kind in ("worse", "better"):
-        return f"{judged.text} (its perplexity is {perplexity_factor(comparison)} the original's)"
-    return judged.text
+        by = judged.text.removeprefix(f"significantly {judged.kind} by ")
+        factor = perplexity_factor(comparison)
+        return f"significantly {judged.kind}: {factor} the perplexity of {first}, {by}"
+    return f"{judged.text}, against {first}"
 
 
 def _what_it_won(results: Results) -> list[str]:
     before, after = results.before, results.healed or results.cut
-    if before is None or after is None:
-        return []
+    won = _speed_words(before, after) if before and after else ""
+    return [f"It {won} speed of the original."] if won else []
+
+
+def _speed_words(before: ModelEvaluation, after: ModelEvaluation) -> str:
     prefill = speed_ratio(before.prefill, after.prefill)
     decode = speed_ratio(before.decode, after.decode)
     if prefill is None or decode is None:
-        return []
-    return [
-        f"It reads a prompt at {prefill.text} and writes at {decode.text} the original's speed."
-    ]
+        return ""
+    return f"reads at {prefill.text} and writes at {decode.text} the"
 
 
 def _chosen_by(plan: Plan) -> str:
     settings = plan.settings
     name = CRITERIA.get(settings.criterion, settings.criterion)
-    where = f"the lowest {name} at the {TOKENS[settings.tokens]}".replace("the all", "all")
+    where = f"{name} at {'the last token' if settings.tokens == 'last' else 'all tokens'}"
     if settings.criterion != "angular":
-        return f"together they have {where}"
+        return f"no other choice of as many layers has less {where}, summed"
     if settings.blocks == 1:
-        return f"of all blocks of that size it has {where}"
-    return f"of all choices of up to {settings.blocks} blocks it has {where}"
+        return f"no other block of that size has a lower {where}"
+    return f"no other choice of up to {settings.blocks} blocks has a lower {where}"
 
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _short(blocks: Sequence[Block]) -> str:
+    return layers_in_words(blocks).rpartition(" (")[0]

@@ -9,7 +9,7 @@ from depthcut.reporting.theme import WIDTH, Spec, chart, data, heat, light
 from depthcut.reporting.words import score as shown
 
 MOST_TIPS = 3500
-"""Blocks that a heat map names one by one; a map of more would weigh too much."""
+"""Blocks that a heat map names one by one; more would weigh too much and are joined by colour."""
 TOKENS = {"last": "last token", "all": "all tokens"}
 CRITERIA = {
     "angular": "angular distance",
@@ -61,9 +61,10 @@ def heat_map(scores: Scores, removed: Sequence[Block]) -> Figure:
         for start, row in enumerate(scores.mean)
         for size, value in enumerate(row, start=1)
     )
+    tips = len(rows) <= MOST_TIPS
     cells: list[Spec] = [
         {"start": start, "size": size, "score": value, "tip": f"{_span(start, stop)}: {value:.4g}"}
-        for start, stop, size, value, _ in rows
+        for start, stop, size, value, _ in (rows if tips else sorted(rows, key=lambda row: row[3]))
     ]
     best: list[Spec] = [
         {"start": best_of_size(scores, size), "size": size} for size in range(1, layers)
@@ -120,10 +121,10 @@ def heat_map(scores: Scores, removed: Sequence[Block]) -> Figure:
         layer=[
             {
                 "data": data(cells),
-                "mark": {"type": "rect"},
+                "mark": {"type": "rect", "aria": tips},
                 "encoding": place
                 | {"color": colour}
-                | ({"description": {"field": "tip"}} if len(cells) <= MOST_TIPS else {}),
+                | ({"description": {"field": "tip"}} if tips else {}),
             },
             {
                 "data": data(best),
@@ -132,7 +133,7 @@ def heat_map(scores: Scores, removed: Sequence[Block]) -> Figure:
                     "fill": light("paper"),
                     "stroke": light("ink"),
                     "strokeWidth": min(0.9, pitch / 13),
-                    "size": max(3.0, (pitch * 0.34) ** 2),
+                    "size": min(60.0, max(3.0, (pitch * 0.34) ** 2)),
                     "opacity": 1,
                     "aria": False,
                 },
@@ -319,11 +320,13 @@ def layer_scores(every: Sequence[Scores], removed: Sequence[Block]) -> Figure:
         "scale": {"domain": [-0.7, layers - 0.3], "nice": False},
         "axis": {"grid": False, "tickMinStep": 1},
     }
+    legend: Spec = {"title": None, "orient": "top", "offset": 4}
+    legend |= {"symbolOpacity": 1, "symbolSize": 36}
     colour: Spec = {
         "field": "tokens",
         "type": "nominal",
         "scale": {"domain": list(TOKENS.values()), "range": [light("ink"), light("kept")]},
-        "legend": {"title": None, "orient": "top", "offset": 4} if len(every) > 1 else None,
+        "legend": legend if len(every) > 1 else None,
     }
     spec = chart(
         width=WIDTH,

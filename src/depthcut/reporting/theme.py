@@ -60,7 +60,8 @@ def chart_rules() -> str:
 
 def chart(**parts: object) -> Spec:
     """A whole specification in the house style."""
-    axis = {
+    axis: Spec = {
+        "aria": False,
         "domain": False,
         "tickColor": light("line"),
         "gridColor": light("line"),
@@ -73,7 +74,8 @@ def chart(**parts: object) -> Spec:
         "labelFont": FONT,
         "titleFont": FONT,
     }
-    legend = {key: axis[key] for key in axis if key.startswith(("label", "title"))}
+    legend = {key: axis[key] for key in axis if key.startswith(("aria", "label", "title"))}
+    legend |= {"gradientStrokeColor": None}
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "background": "#ffffff",

@@ -1,0 +1,77 @@
+"""A folder is read with whatever it holds, and refused in one line when it holds nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from depthcut.errors import RecordError
+from depthcut.records import write_record
+from depthcut.reporting.headline import headline_lines
+from depthcut.reporting.results import read_results
+from tests.reporting.run_for_tests import make_evaluation, make_facts, make_run
+
+
+def test_an_empty_folder_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"survey\.json, plan\.json, pruned/depthcut\.json"):
+        read_results(tmp_path)
+
+
+def test_a_missing_folder_is_refused_too(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="nothing to report in"):
+        read_results(tmp_path / "typo")
+
+
+def test_a_broken_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"kind": "survey"}')
+    with pytest.raises(RecordError, match=r"plan\.json is not a plan"):
+        read_results(tmp_path)
+
+
+def test_an_evaluation_of_no_model_is_refused(tmp_path: Path) -> None:
+    write_record(make_evaluation([("original", make_facts(4), 3.0)]), tmp_path / "evaluation.json")
+    path = tmp_path / "evaluation.json"
+    text = path.read_text()
+    at = text.index('"models"')
+    path.write_text(text[:at] + '"models": [], "comparisons": []}')
+    with pytest.raises(RecordError, match="judges no model"):
+        read_results(tmp_path)
+
+
+def test_models_are_known_by_their_digest_whatever_their_name(tmp_path: Path) -> None:
+    run = make_run(layers=6)
+    assert run.slice
+    assert run.heal
+    models = [("A", make_facts(6), 3.0), ("B", run.heal.result, 3.1), ("C", run.slice.result, 3.2)]
+    results = read_results(run._replace(evaluation=make_evaluation(models)).write(tmp_path))
+    assert results.before
+    assert results.cut
+    assert results.healed
+    names = (results.before.name, results.cut.name, results.healed.name)
+    assert names == ("A", "C", "B")
+
+
+def test_the_plan_of_a_sliced_folder_stands_in_for_plan_json(tmp_path: Path) -> None:
+    run = make_run(layers=6)
+    results = read_results(run._replace(plan=None).write(tmp_path))
+    assert results.plan == run.plan
+
+
+def test_the_headline_has_the_numbers_of_the_records(tmp_path: Path) -> None:
+    run = make_run(layers=30)
+    assert run.plan
+    lines = headline_lines(read_results(run.write(tmp_path)))
+    text = "\n".join(lines)
+    assert lines[0] == f"smollm2: 30 → 23 layers, without {run.plan.words}"
+    assert "134.5 M → 109.7 M  (−18 %)" in text
+    assert "269.0 MB → 219.5 MB" in text
+    assert "28.8 ± 0.9 → 77.5 ± 2.4 → 40.9 ± 1.3" in text
+    assert "1.30×" in text
+    assert "pruned: significantly worse by 0.990 ± 0.012 nats per token than original" in text
+    assert all(len(line) < 100 for line in lines)
+
+
+@pytest.mark.parametrize("kept", ["survey", "plan", "slice", "heal", "evaluation"])
+def test_every_record_alone_has_a_headline(tmp_path: Path, kept: str) -> None:
+    run = make_run(layers=4)
+    alone = run._replace(**{name: None for name in run._fields if name != kept})
+    assert headline_lines(read_results(alone.write(tmp_path)))

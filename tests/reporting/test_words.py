@@ -1,0 +1,84 @@
+"""Numbers and judgements say what the records say, no more."""
+
+import math
+
+import pytest
+
+from depthcut.records import Estimate, Speed
+from depthcut.reporting import words
+from tests.reporting.run_for_tests import make_speed
+
+
+def of(value: float, stderr: float) -> Estimate:
+    return Estimate(value=value, stderr=stderr)
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (words.amount(134_515_008), "134.5 M"),
+        (words.amount(7_241_732_096), "7.24 B"),
+        (words.amount(999), "999"),
+        (words.size(269_030_016), "269.0 MB"),
+        (words.size(15_000_000_000), "15.0 GB"),
+        (words.size(12), "12 bytes"),
+        (words.duration(3.21), "3.2 s"),
+        (words.duration(61.4), "1 min 1 s"),
+        (words.duration(7_260), "2 h 1 min"),
+        (words.change(30, 23), "−23 %"),
+        (words.change(100, 98.2), "−1.8 %"),
+        (words.change(5, 5), "0.0 %"),
+        (words.score(0.3), "0.300"),
+        (words.score(0.0594), "0.0594"),
+        (words.plain(-0.0001, 2), "0.00"),
+    ],
+)
+def test_numbers_are_short_and_exact(shown: str, expected: str) -> None:
+    assert shown == expected
+
+
+def test_a_mean_has_as_many_decimals_as_its_error_allows() -> None:
+    assert words.estimate(of(28.7123, 0.4321)) == "28.71 ± 0.43"
+    assert words.estimate(of(412.7, 31.0)) == "413 ± 31"
+    assert words.estimate(of(-0.0123, 0.0042), sign=True) == "−0.0123 ± 0.0042"
+    assert words.estimate(of(28.7123, 0.0)) == "28.7"
+    assert words.estimate(of(0.0, 0.0)) == "0.00"
+
+
+def test_means_side_by_side_share_their_decimals() -> None:
+    assert words.estimates([of(28.79, 0.89), of(77.5, 2.4)]) == ("28.8 ± 0.9", "77.5 ± 2.4")
+    assert words.estimates([of(28.79, 0.89), of(91_234.0, 5_100.0)])[1] == "91,234 ± 5,100"
+
+
+def test_two_standard_errors_decide() -> None:
+    assert words.verdict(of(0.021, 0.01)).kind == "worse"
+    assert words.verdict(of(-0.021, 0.01)).kind == "better"
+    assert words.verdict(of(0.019, 0.01)).kind == "same"
+    assert words.verdict(of(0.99, 0.012)).text == (
+        "significantly worse by 0.990 ± 0.012 nats per token"
+    )
+    assert words.verdict(of(0.019, 0.01)).text.startswith("not distinguishable")
+
+
+def test_one_sequence_gives_no_verdict() -> None:
+    assert words.verdict(of(0.5, 0.0)).text == "worse by 0.500 nats per token, error unknown"
+    assert words.verdict(of(0.0, 0.0)).kind == "same"
+
+
+def test_speeds_are_compared_round_by_round() -> None:
+    # The machine slows down between rounds; the ratio, taken within each, does not see it.
+    slowing = (100.0, 80.0, 60.0, 50.0)
+    first = Speed(median=70.0, low=58.0, high=85.0, rounds=slowing)
+    second = Speed(median=91.0, low=75.0, high=110.0, rounds=tuple(1.3 * each for each in slowing))
+    ratio = words.speed_ratio(first, second)
+    assert ratio is not None
+    assert (ratio.text, ratio.spread) == ("1.30×", "1.30–1.30")
+
+
+def test_a_speed_that_was_not_measured_has_no_ratio() -> None:
+    assert words.speed_ratio(None, make_speed(1.0)) is None
+    assert words.speed(None) == ("–", "")
+    one_round = Speed(median=2.0, low=2.0, high=2.0, rounds=(2.0,))
+    ratio = words.speed_ratio(one_round, one_round)
+    assert ratio is not None
+    assert math.isclose(ratio.median, 1.0)

@@ -1,0 +1,211 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import depthcut
+from depthcut.checkpoint.folder import open_checkpoint
+from depthcut.errors import OutputError, PlanError, SettingsError
+from depthcut.pipeline import run
+from depthcut.recipes import write_recipe
+from depthcut.records import Evaluation, Plan, Survey, read_record
+from depthcut.settings import (
+    EvaluateSettings,
+    HealSettings,
+    PlanSettings,
+    Recipe,
+    SurveySettings,
+)
+
+TEXT = " ".join(f"The number {n} is followed by the number {n + 1}." for n in range(400))
+
+
+@pytest.fixture
+def recipe(tiny_llama: Path, tmp_path: Path) -> Recipe:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    source, context = str(text), 64
+    return Recipe(
+        model=str(tiny_llama),
+        survey=SurveySettings(text=source, part="train", context=context, tokens=2048),
+        plan=PlanSettings(drop=2),
+        heal=HealSettings(
+            text=source, part="train", context=context, steps=2, accumulate=1, rank=2
+        ),
+        evaluate=EvaluateSettings(
+            text=source, part="held-out", context=context, rounds=0, new_tokens=4, tokens=1024
+        ),
+    )
+
+
+def results(folder: Path) -> dict[str, object]:
+    """Everything that must be the same each time: no times, no speeds."""
+    survey = read_record(folder / "survey.json", Survey)
+    evaluation = read_record(folder / "evaluation.json", Evaluation)
+    return {
+        "scores": survey.scores,
+        "removed": read_record(folder / "plan.json", Plan).removed,
+        "losses": [each.loss for each in evaluation.models],
+        "texts": [each.generations for each in evaluation.models],
+        "comparisons": evaluation.comparisons,
+        **{
+            name: (folder / name / "model.safetensors").read_bytes()
+            for name in ("pruned", "healed")
+        },
+    }
+
+
+def test_a_run_leaves_a_smaller_model_and_every_record(recipe: Recipe, tmp_path: Path) -> None:
+    lines: list[str] = []
+    done = run(recipe, tmp_path / "run", announce=lines.append)
+    assert done.model == tmp_path / "run" / "healed"
+    assert [line.split(":")[0] for line in lines] == [
+        "survey", "plan", "slice", "heal", "evaluate", "report",
+    ]  # fmt: skip
+    assert done.report.is_file()
+    assert [each.name for each in done.evaluation.models] == ["original", "pruned", "healed"]
+    assert [each.model.layers for each in done.evaluation.models] == [6, 4, 4]
+    model, info = AutoModelForCausalLM.from_pretrained(done.model, output_loading_info=True)
+    assert model.config.num_hidden_layers == 4
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def test_a_second_run_does_nothing_again(recipe: Recipe, tmp_path: Path) -> None:
+    run(recipe, tmp_path / "run")
+    before = results(tmp_path / "run")
+    lines: list[str] = []
+    run(recipe, tmp_path / "run", announce=lines.append)
+    assert all(line.endswith("there already") for line in lines[:-1])
+    assert results(tmp_path / "run") == before
+
+
+def test_changed_settings_are_refused_and_then_replace_only_what_depends_on_them(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    run(recipe, tmp_path / "run")
+    other = msgspec.structs.replace(recipe, plan=PlanSettings(drop=3))
+    with pytest.raises(OutputError, match="other inputs or settings"):
+        run(other, tmp_path / "run")
+    assert len(read_record(tmp_path / "run" / "plan.json", Plan).removed_layers) == 2
+    lines: list[str] = []
+    run(other, tmp_path / "run", overwrite=True, announce=lines.append)
+    assert lines[0] == "survey.json is there already"
+    assert not any("already" in line for line in lines[1:])
+    assert open_checkpoint(tmp_path / "run" / "pruned").config["num_hidden_layers"] == 3
+
+
+def test_layers_named_by_hand_need_no_survey(recipe: Recipe, tmp_path: Path) -> None:
+    by_hand = msgspec.structs.replace(recipe, plan=PlanSettings(remove="1,3"), heal=None)
+    done = run(by_hand, tmp_path / "run")
+    assert done.plan.removed == ((1, 2), (3, 4))
+    assert not (tmp_path / "run" / "survey.json").exists()
+    assert done.model == tmp_path / "run" / "pruned"
+
+
+def test_a_folder_of_something_else_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("dear")
+    with pytest.raises(OutputError, match=r"thesis\.txt"):
+        run(recipe, tmp_path / "run")
+    assert [each.name for each in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_two_runs_cannot_share_a_folder(recipe: Recipe, tmp_path: Path) -> None:
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    handle = os.open(tmp_path / "run", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(OutputError, match="another depthcut run"):
+        run(recipe, tmp_path / "run")
+    os.close(handle)
+
+
+def test_standard_input_is_refused_because_it_is_read_twice(recipe: Recipe, tmp_path: Path) -> None:
+    piped = msgspec.structs.replace(recipe, survey=SurveySettings(text="-"))
+    with pytest.raises(SettingsError, match="save standard input"):
+        run(piped, tmp_path / "run")
+
+
+def test_more_layers_than_there_are_leave_no_checkpoint(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="at most 5"):
+        run(msgspec.structs.replace(recipe, plan=PlanSettings(drop=6)), tmp_path / "run")
+    assert not (tmp_path / "run" / "pruned").exists()
+
+
+def finished_folders_are_right(folder: Path, expected: Mapping[str, object]) -> None:
+    for name in ("pruned", "healed"):
+        if (folder / name).exists():
+            assert (folder / name / "model.safetensors").read_bytes() == expected[name]
+            assert (folder / name / "depthcut.json").exists()
+
+
+def killed_at_random(recipe: Recipe, tmp_path: Path, *, times: int) -> None:
+    run(recipe, tmp_path / "expected")
+    expected = results(tmp_path / "expected")
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(write_recipe(recipe))
+    chance = random.Random(0)
+    duration, folder, killed, last = 0.0, tmp_path / "run-0", 0, 0
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    while killed < times:
+        command = [sys.executable, "-m", "depthcut", "run", str(path), "--out", str(folder)]
+        began = time.monotonic()
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+            try:
+                process.wait(timeout=chance.uniform(0.0, duration) if duration else None)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                killed += 1
+        finished_folders_are_right(folder, expected)
+        if process.returncode == 0:
+            duration = duration or time.monotonic() - began
+            assert results(folder) == expected
+            last += 1
+            folder = tmp_path / f"run-{last}"
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    assert results(folder) == expected
+    assert not [each for each in folder.iterdir() if ".partial-" in each.name]
+
+
+def test_a_killed_run_goes_on_to_the_same_result(recipe: Recipe, tmp_path: Path) -> None:
+    killed_at_random(recipe, tmp_path, times=2)
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(recipe: Recipe, tmp_path: Path) -> None:
+    killed_at_random(recipe, tmp_path, times=20)
+
+
+def test_the_python_functions_take_models_and_strings_in_memory(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    weights = {name: each.clone() for name, each in model.state_dict().items()}
+    texts = [TEXT[:2000], TEXT[2000:4000]]
+    survey = depthcut.survey(
+        model, depthcut.SurveySettings(context=64), texts=texts, tokenizer=tokenizer
+    )
+    assert survey.model.layers == 6
+    plan = depthcut.plan(survey, depthcut.PlanSettings(drop=2), out=tmp_path / "plan.json")
+    assert read_record(tmp_path / "plan.json", Plan) == plan
+    evaluation = depthcut.evaluate(
+        {"here": model, "again": model},
+        depthcut.EvaluateSettings(context=64, rounds=0, new_tokens=0),
+        texts=texts,
+        tokenizer=tokenizer,
+    )
+    assert evaluation.comparisons[0].loss_difference.value == 0.0
+    assert all(torch.equal(weights[name], each) for name, each in model.state_dict().items())

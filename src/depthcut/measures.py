@@ -34,6 +34,7 @@ def angular_distance(before: Tensor, after: Tensor) -> Tensor:
     u, v = _unit(before), _unit(after)
     apart, together = (u - v).norm(dim=-1), (u + v).norm(dim=-1)
     distance = 2 / math.pi * torch.atan2(apart, together)
+    distance = torch.where(apart + together > 0, distance, 0.5)  # neither has a direction
     exact = torch.float64 in (before.dtype, after.dtype)
     return distance if exact else distance.float()
 

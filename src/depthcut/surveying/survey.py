@@ -16,7 +16,7 @@ from depthcut.model.loading import LoadedModel
 from depthcut.model.positions import learned_positions
 from depthcut.model.states import reading_states
 from depthcut.progress import progress
-from depthcut.records import Origin, Scores, Survey
+from depthcut.records import Origin, Scores, Survey, layers_in_words
 from depthcut.settings import LoadSettings, SurveySettings, Tokens
 from depthcut.surveying.criteria import CRITERIA
 from depthcut.surveying.inputs import survey_inputs
@@ -161,12 +161,12 @@ class Observations:
         return tuple(torch.stack(self.norm_rows).mean(dim=0).tolist())
 
     def best_block(self) -> str:
-        """The best block of a quarter of the layers so far: "best 8: layers 12–19"."""
+        """The best block of a quarter of the layers so far: "best: layers 12–19 (8 layers)"."""
         size = max(1, self.layers // 4)
         mean = torch.stack(self.rows["angular", "last"]).mean(dim=0).tolist()
         rows = in_rows(mean, self.layers, "block")
         start = min(range(self.layers - size + 1), key=lambda start: rows[start][size - 1])
-        return f"best {size}: layers {start}–{start + size - 1}"
+        return f"best: {layers_in_words([(start, start + size)])}"
 
     def scores(self) -> Iterator[Scores]:
         for (name, tokens), rows in self.rows.items():

@@ -8,10 +8,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.tiny import build_tiny, save_tiny, tiny_tokenizer
 
 torch.set_num_threads(1)
+settings.register_profile("depthcut", deadline=None)  # a busy machine is no failure
+settings.load_profile("depthcut")
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,13 @@ from pathlib import Path
 
 from depthcut.errors import OutputError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EIO),
+)
+
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
@@ -100,7 +107,9 @@ def _prefix(path: Path) -> str:
 
 
 def _remove_abandoned(path: Path) -> None:
-    for sibling in path.parent.glob(f"{_prefix(path)}*"):
+    for sibling in path.parent.iterdir():
+        if not sibling.name.startswith(_prefix(path)):
+            continue
         with contextlib.suppress(OSError):
             handle = os.open(sibling, os.O_RDONLY)
             try:
@@ -120,10 +129,10 @@ def _explained(path: Path, needed_bytes: int) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             free = shutil.disk_usage(path.parent).free
             raise OutputError(_no_space(path, needed_bytes, free)) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+        if error.errno in _REFUSED:
             reason = f"cannot write {path}: {error.strerror}; choose another --out"
             raise OutputError(reason) from error
         raise

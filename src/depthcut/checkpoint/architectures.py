@@ -182,7 +182,7 @@ def _cut(config: Mapping[str, object], architecture: Architecture, cut: Cut) -> 
 
 
 def _refuse_unknown_lists(config: Mapping[str, object], fields: Sequence[Field], cut: Cut) -> None:
-    known = {field.key for field in fields if isinstance(field, PerLayerList)} | _NOT_PER_LAYER
+    known = _NOT_PER_LAYER.union(*(field.keys for field in fields))
     for key, value in config.items():
         if isinstance(value, list) and len(value) == cut.layers and key not in known:
             raise ArchitectureError(

@@ -34,6 +34,10 @@ class Cut:
 class Field(Protocol):
     """One thing that a config says about its layers."""
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The config's keys that it is responsible for."""
+
     def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
         """`current`, a copy of the whole model's `config` in which other fields may be cut already,
         with this field cut too. Raises ArchitectureError where that is impossible."""
@@ -51,6 +55,10 @@ class PerLayerList:
     default: Rule | None = None
     sources: tuple[str, ...] = ()
     """Keys that `default` reads and that are dropped once they no longer tell the truth."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
 
     def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
         result = dict(current)
@@ -76,23 +84,14 @@ class PerLayerList:
 
 
 @dataclass(frozen=True, slots=True)
-class IndexList:
-    """A list of the layers that something holds for."""
-
-    key: str
-
-    def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
-        result = dict(current)
-        if (named := _indices(config, self.key)) is not None:
-            result[self.key] = [new for new, old in enumerate(cut.kept) if old in named]
-        return result
-
-
-@dataclass(frozen=True, slots=True)
 class IndexMap:
     """An object whose keys are layers."""
 
     key: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
 
     def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
         result = dict(current)
@@ -121,6 +120,10 @@ class LeadingCount:
     default: int | None = None
     """What the config class assumes where the key is missing."""
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
     def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
         result = dict(current)
         count = config.get(self.key)
@@ -145,6 +148,10 @@ class PeriodWithExceptions:
 
     period: str
     exceptions: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.period, self.exceptions)
 
     def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
         result = dict(current)
@@ -179,6 +186,10 @@ class DependsOnIndex:
     """
 
     key: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
 
     def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
         if config.get(self.key) and not cut.only_trailing:

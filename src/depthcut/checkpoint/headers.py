@@ -9,6 +9,7 @@ bytes after the header, without gap or overlap. It MAY: pad the header with spac
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,8 +145,7 @@ def _parse(file: Path, raw: bytes) -> dict[str, object]:
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
             raise _broken(file, f"its header names {twice!r} twice")
         return found
 
@@ -153,8 +153,7 @@ def _parse(file: Path, raw: bytes) -> dict[str, object]:
         raise _broken(file, "its header is not a JSON object")
     try:
         fields = json.loads(raw.decode(), object_pairs_hook=unique)
-        for name in fields:
-            name.encode()
+        "".join(fields).encode()  # a lone surrogate is a name that no file can have
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -167,6 +166,10 @@ def _metadata(file: Path, value: object) -> dict[str, str]:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise _broken(file, "its __metadata__ is not an object of strings")
+    try:
+        "".join([*value, *value.values()]).encode()
+    except UnicodeEncodeError as error:
+        raise _broken(file, "its __metadata__ is not text in UTF-8") from error
     return dict(value)
 
 

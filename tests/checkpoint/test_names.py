@@ -1,0 +1,108 @@
+"""Names of tensors and modules: which layer, and what it is called after the cut."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from depthcut.checkpoint.architectures import ARCHITECTURES, cut_config
+from depthcut.checkpoint.fields import Cut
+from depthcut.checkpoint.names import LayerNames, renumber_module_names
+from depthcut.errors import ArchitectureError
+
+STACKS = sorted({architecture.stack for architecture in ARCHITECTURES.values()})
+TAILS = st.from_regex(r"[a-z_]{1,8}(\.[a-z0-9_]{1,8}){0,3}", fullmatch=True)
+
+
+@given(stack=st.sampled_from(STACKS), old=st.integers(0, 999), new=st.integers(0, 999), tail=TAILS)
+def test_renumbering_changes_the_layer_and_nothing_else(
+    stack: str, old: int, new: int, tail: str
+) -> None:
+    names = LayerNames(stack)
+    for path in (stack, stack.partition(".")[2]):  # the causal LM, the bare decoder
+        name = f"{path}.{old}.{tail}"
+        assert (names.layer(name), names.tail(name)) == (old, tail)
+        assert names.renumber(name, new) == f"{path}.{new}.{tail}"
+        assert names.renumber(names.renumber(name, new), old) == name
+
+
+@given(
+    stack=st.sampled_from(STACKS),
+    layers=st.integers(1, 40),
+    data=st.data(),
+    tails=st.lists(TAILS, min_size=1, max_size=4, unique=True),
+)
+def test_a_cut_gives_every_kept_tensor_its_own_name(
+    stack: str, layers: int, data: st.DataObject, tails: list[str]
+) -> None:
+    kept = data.draw(st.sets(st.integers(0, layers - 1), min_size=1).map(sorted))
+    names = LayerNames(stack)
+    renamed = {
+        names.renumber(f"{stack}.{old}.{tail}", new)
+        for new, old in enumerate(kept)
+        for tail in tails
+    }
+    assert renamed == {f"{stack}.{new}.{tail}" for new in range(len(kept)) for tail in tails}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lm_head.weight",
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "model.layers",
+        "model.layers.3",
+        "model.layers.x.weight",
+        "model.layers.03.weight",
+        "model.layers.-1.weight",
+        "encoder.model.layers.3.weight",
+        "model.layers2.3.weight",
+        "model_layers.3.weight",
+    ],
+)
+def test_other_names_belong_to_no_layer_and_stay(name: str) -> None:
+    names = LayerNames("model.layers")
+    assert names.layer(name) is None
+    assert names.renumber(name, 1) == name
+
+
+def test_module_names_in_a_config_follow_the_layers() -> None:
+    before = {
+        "modules_to_not_convert": ["lm_head", "model.layers.1.mlp", "layers.5.self_attn"],
+        "ignore": ["re:.*lm_head", "model.layers.3"],
+        "exact": {"model.layers.0.mlp": {"bits": 4}, "model.layers.4.mlp": {"bits": 8}},
+        "bits": 4,
+    }
+    after = renumber_module_names(before, "model.layers", Cut(6, (0, 3, 5)))
+    assert after == {
+        "modules_to_not_convert": ["lm_head", "layers.2.self_attn"],
+        "ignore": ["re:.*lm_head", "model.layers.1"],
+        "exact": {"model.layers.0.mlp": {"bits": 4}},
+        "bits": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"re:model\.layers\.3\..*",
+        "re:.*layers.(3|4).mlp",
+        r"model\.layers\.[0-3]\.mlp",
+        "vision.layers.3.mlp",
+        "model.layers.17.mlp",
+    ],
+)
+def test_patterns_that_number_layers_are_refused(pattern: str) -> None:
+    config = {
+        "model_type": "llama",
+        "num_hidden_layers": 6,
+        "quantization_config": {"ignore": [pattern]},
+    }
+    with pytest.raises(ArchitectureError, match="names layers by number"):
+        cut_config(config, [0, 1])
+
+
+@pytest.mark.parametrize("text", ["layers.*.mlp", "multilayers.3d", "GPT with 12 layers. 3 heads"])
+def test_other_text_is_left_alone(text: str) -> None:
+    config = {"model_type": "llama", "num_hidden_layers": 6, "note": text}
+    assert cut_config(config, [0, 1])["note"] == text

@@ -1,0 +1,150 @@
+"""Slicing while the disk fills up, the process is killed, or the source changes."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from depthcut import files
+from depthcut.checkpoint import copying
+from depthcut.checkpoint.folder import open_checkpoint
+from depthcut.errors import CheckpointError, OutputError
+from depthcut.records import SliceRecord, read_record, write_record
+from depthcut.slicing import slice_checkpoint
+from tests.slices import load_exactly, logits, logits_without, plan_without
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def leave_nothing(place: Path) -> bool:
+    return not place.exists() or not list(place.iterdir())
+
+
+@pytest.mark.parametrize("at_call", [0, 3, 7, 9])
+def test_a_disk_that_fills_up_leaves_nothing(
+    tiny_llama_sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_call: int
+) -> None:
+    real, calls = copying._by_copy_file_range, []
+
+    def fills_up(*arguments: int) -> int:
+        calls.append(arguments)
+        if len(calls) > at_call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(copying, "_by_copy_file_range", fills_up)
+    with pytest.raises(OutputError, match=r"no space left on the disk for .*out: .* are free"):
+        slice_checkpoint(
+            tiny_llama_sharded, plan_without(tiny_llama_sharded, (2,)), tmp_path / "p" / "out"
+        )
+    assert leave_nothing(tmp_path / "p")
+
+
+def test_a_disk_too_small_is_refused_before_copying(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_without(tiny_llama, (2,))
+    free = int(open_checkpoint(tiny_llama).weight_bytes * 0.5)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - free, free))
+    monkeypatch.setattr(copying, "_by_copy_file_range", lambda *_: pytest.fail("copied"))
+    with pytest.raises(OutputError, match=rf"are needed and {free:,} are free"):
+        slice_checkpoint(tiny_llama, plan, tmp_path / "p" / "out")
+    assert leave_nothing(tmp_path / "p")
+
+
+def test_a_source_that_shrinks_meanwhile_leaves_nothing(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "parent"
+    shutil.copytree(tiny_llama, folder)
+    plan, weights = plan_without(folder, (2,)), folder / "model.safetensors"
+    real = copying.write_ranges
+
+    def shrinking(target: Path, *arguments: object, **options: object) -> None:
+        if target.name == weights.name:
+            os.truncate(weights, weights.stat().st_size // 2)
+        real(target, *arguments, **options)
+
+    monkeypatch.setattr("depthcut.slicing.write_ranges", shrinking)
+    with pytest.raises(CheckpointError, match="was changed meanwhile"):
+        slice_checkpoint(folder, plan, tmp_path / "p" / "out")
+    assert leave_nothing(tmp_path / "p")
+
+
+SLOW_SLICE = """
+import pathlib, sys, time
+from depthcut.checkpoint import copying
+from depthcut.records import Plan, read_record
+from depthcut.slicing import slice_checkpoint
+real = copying._by_copy_file_range
+def slowly(source, target, count, start):
+    print("copying", flush=True)
+    time.sleep(0.002)
+    return real(source, target, min(count, 4096), start)
+copying._by_copy_file_range = slowly
+folder, plan, out = map(pathlib.Path, sys.argv[1:])
+slice_checkpoint(folder, read_record(plan, Plan), out)
+"""
+
+
+@pytest.mark.parametrize("step", [1, 20, 50, 70])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_slice_leaves_no_folder_and_the_next_run_cleans_up(
+    tiny_llama_sharded: Path, tmp_path: Path, step: int, how: signal.Signals
+) -> None:
+    plan, out = plan_without(tiny_llama_sharded, (2, 3)), tmp_path / "place" / "out"
+    write_record(plan, tmp_path / "plan.json")
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_SLICE, tiny_llama_sharded, tmp_path / "plan.json", out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    for _ in range(step):
+        assert process.stdout.readline()
+    process.send_signal(how)
+    process.wait()
+    process.stdout.close()
+    assert not out.exists()
+    if how is signal.SIGKILL:
+        assert not leave_nothing(out.parent), "the kill came too late to test anything"
+    else:
+        assert leave_nothing(out.parent)
+    record = slice_checkpoint(tiny_llama_sharded, plan, out)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert read_record(out / "depthcut.json", SliceRecord) == record
+    parent = load_exactly(tiny_llama_sharded)
+    expected = logits_without(parent, "model.layers", (2, 3))
+    assert torch.equal(logits(load_exactly(out)), expected)
+
+
+MEASURED = """
+import pathlib, sys
+from depthcut.records import Plan, read_record
+from depthcut.slicing import slice_checkpoint
+folder, plan, out = map(pathlib.Path, sys.argv[1:])
+slice_checkpoint(folder, read_record(plan, Plan), out)
+heavy = {"torch", "transformers", "numpy", "datasets"} & set(sys.modules)
+status = pathlib.Path("/proc/self/status").read_text()  # getrusage counts the parent's pages too
+print(status.split("VmHWM:")[1].split()[0], *heavy)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_stays_small_and_no_torch_is_imported(tiny_llama: Path, tmp_path: Path) -> None:
+    write_record(plan_without(tiny_llama, (2,)), tmp_path / "plan.json")
+    printed = subprocess.run(
+        [sys.executable, "-c", MEASURED, tiny_llama, tmp_path / "plan.json", tmp_path / "out"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    assert printed[1:] == []
+    assert int(printed[0]) * 1024 < 120e6

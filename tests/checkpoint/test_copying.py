@@ -1,4 +1,4 @@
-"""Byte ranges from file to file, whatever the kernel can do."""
+"""Byte ranges from file to file, through one buffer."""
 
 import errno
 import os
@@ -8,16 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from depthcut.checkpoint import copying
 from depthcut.checkpoint.copying import ByteRange, copy_file, merge_ranges, write_ranges
 from depthcut.errors import CheckpointError
 
 CONTENT = bytes(i * 7 % 251 for i in range(10_000))
-KERNEL_CALLS = [
-    name
-    for name in ("_by_copy_file_range", "_by_sendfile")
-    if hasattr(os, name.removeprefix("_by_"))
-]
 
 
 def no_report(_: int) -> None:
@@ -49,47 +43,48 @@ def test_a_written_file_is_its_head_and_its_ranges(
     assert sum(reported) == len(expected)
 
 
-@pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, None])
-@pytest.mark.parametrize("failing", [KERNEL_CALLS[:1], KERNEL_CALLS])
-def test_where_the_kernel_cannot_another_way_is_taken(
-    source: Path, monkeypatch: pytest.MonkeyPatch, failing: list[str], code: int | None
+@pytest.mark.parametrize("most", [1, 7, 4096])
+def test_short_writes_and_reads_are_continued(
+    source: Path, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    def fail(*_: int) -> int:
-        if code is None:
-            return 0  # some network file systems say that nothing was copied
-        raise OSError(code, os.strerror(code))
-
-    for name in failing:
-        monkeypatch.setattr(copying, name, fail)
+    write, preadv = os.write, os.preadv
+    monkeypatch.setattr(os, "write", lambda handle, content: write(handle, content[:most]))
+    monkeypatch.setattr(
+        os, "preadv", lambda handle, into, at: preadv(handle, [into[0][: 3 * most]], at)
+    )
     copy_file(source, source.with_name("target"))
+    monkeypatch.undo()
     assert source.with_name("target").read_bytes() == CONTENT
 
 
-def test_a_kernel_that_stops_halfway_is_continued(
-    source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, calls = copying._by_copy_file_range, []
-
-    def short(source: int, target: int, count: int, start: int) -> int:
-        calls.append(start)
-        if len(calls) == 4:
-            raise OSError(errno.EINVAL, "no more")
-        return real(source, target, min(count, 100), start)
-
-    monkeypatch.setattr(copying, "_by_copy_file_range", short)
-    copy_file(source, source.with_name("target"))
-    assert source.with_name("target").read_bytes() == CONTENT
-    assert calls == [0, 100, 200, 300]
+def test_more_than_a_buffer_is_copied_and_written_back_early(tmp_path: Path) -> None:
+    content = os.urandom(1 << 20) * 11 + b"the rest"
+    (tmp_path / "source").write_bytes(content)
+    reported: list[int] = []
+    ranges = [ByteRange(tmp_path / "source", 1, len(content))]
+    write_ranges(tmp_path / "target", b"head", ranges, done=reported.append)
+    assert (tmp_path / "target").read_bytes() == b"head" + content[1:]
+    assert len(reported) == 12
 
 
-def test_other_errors_are_not_swallowed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: int) -> int:
+def test_a_full_disk_is_not_swallowed(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(copying, "_by_copy_file_range", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(OSError, match="full") as caught:
         copy_file(source, source.with_name("target"))
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_source_that_fails_is_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not an OutputError: another place for the output would not help.
+    def fails(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fails)
+    with pytest.raises(CheckpointError, match=r"cannot read .*source: Input/output error"):
+        copy_file(source, source.with_name("target"))
 
 
 def test_a_source_that_shrank_is_named(source: Path) -> None:

@@ -1,6 +1,10 @@
-"""Bytes from one file to another without passing through this process, where the kernel can."""
+"""Byte ranges from file to file through one small buffer, written back while the copy goes on.
 
-import errno
+Read and write with a buffer of a megabyte is faster here than copy_file_range or sendfile: a
+range moves to another offset within its page, so that the kernel cannot share or splice pages
+and copies them one by one, while large writes get large pages.
+"""
+
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -8,25 +12,9 @@ from pathlib import Path
 
 from depthcut.errors import CheckpointError
 
-_STEP_BYTES = 1 << 26
-"""One call to the kernel, and one step of the progress bar."""
 _BUFFER_BYTES = 1 << 20
-_CANNOT = frozenset(
-    {
-        errno.EXDEV,
-        errno.ENOSYS,
-        errno.EINVAL,
-        errno.EOPNOTSUPP,
-        errno.EPERM,
-        errno.ENOTSOCK,
-        errno.EBADF,
-        errno.ETXTBSY,
-    }
-)
-"""What a kernel or file system answers that knows no such copy; anything else is an error."""
-
-Copy = Callable[[int, int, int, int], int]
-"""(source, target, how many bytes, from where in the source) -> bytes copied, 0 at the end."""
+_WRITE_BACK_BYTES = 1 << 23
+"""After so many bytes the kernel is asked to begin writing them to the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +56,21 @@ def write_ranges(
         OSError: The target cannot be written; ENOSPC where the disk is full.
     """
     handles: dict[Path, int] = {}
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
     output = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        _write_all(output, head)
+        _write_all(output, memoryview(head))
+        written, begun = len(head), 0
         for part in merge_ranges(ranges):
             if part.file not in handles:
                 handles[part.file] = _open(part.file)
-            _copy_range(handles[part.file], output, part, done)
+            for content in _read(handles[part.file], part, buffer):
+                _write_all(output, content)
+                written += len(content)
+                if written - begun >= _WRITE_BACK_BYTES:
+                    _begin_write_back(output, begun, written)
+                    begun = written
+                done(len(content))
         os.fsync(output)
     finally:
         for handle in (output, *handles.values()):
@@ -91,65 +87,43 @@ def copy_file(source: Path, target: Path) -> None:
     try:
         size_bytes = source.stat().st_size
     except OSError as error:
-        raise CheckpointError(f"cannot read {source}: {error.strerror}") from error
+        raise _unreadable(source, error) from error
     write_ranges(target, b"", [ByteRange(source, 0, size_bytes)], done=lambda _: None)
 
 
-def _copy_range(source: int, target: int, part: ByteRange, done: Callable[[int], None]) -> None:
+def _read(source: int, part: ByteRange, buffer: memoryview) -> Iterator[memoryview]:
     position = part.start
-    ways = _ways()
     while position < part.stop:
-        wanted = min(part.stop - position, _STEP_BYTES)
         try:
-            copied = ways[0](source, target, wanted, position)
+            count = os.preadv(source, [buffer[: part.stop - position]], position)
         except OSError as error:
-            if error.errno not in _CANNOT or len(ways) == 1:
-                raise
-            copied = 0
-        if copied:
-            position += copied
-            done(copied)
-        elif len(ways) > 1:
-            ways = ways[1:]
-        else:
+            raise _unreadable(part.file, error) from error
+        if count == 0:
             raise CheckpointError(
                 f"{part.file} ended at byte {position:,}, {part.stop:,} were expected: it was "
                 "changed meanwhile; run it again"
             )
+        position += count
+        yield buffer[:count]
 
 
-def _ways() -> list[Copy]:
-    """From the fastest to the one that always works."""
-    ways: list[Copy] = [_through_memory]
-    if hasattr(os, "sendfile"):
-        ways.insert(0, _by_sendfile)
-    if hasattr(os, "copy_file_range"):
-        ways.insert(0, _by_copy_file_range)
-    return ways
+def _write_all(target: int, content: memoryview) -> None:
+    while content:
+        content = content[os.write(target, content) :]
 
 
-def _by_copy_file_range(source: int, target: int, count: int, start: int) -> int:
-    return os.copy_file_range(source, target, count, offset_src=start)
-
-
-def _by_sendfile(source: int, target: int, count: int, start: int) -> int:
-    return os.sendfile(target, source, start, count)
-
-
-def _through_memory(source: int, target: int, count: int, start: int) -> int:
-    content = os.pread(source, min(count, _BUFFER_BYTES), start)
-    _write_all(target, content)
-    return len(content)
-
-
-def _write_all(target: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(target, view) :]
+def _begin_write_back(target: int, start: int, stop: int) -> None:
+    """So that the sync at the end finds little left; pages not yet written stay in the cache."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(target, start, stop - start, os.POSIX_FADV_DONTNEED)
 
 
 def _open(file: Path) -> int:
     try:
         return os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot read {file}: {error.strerror}")

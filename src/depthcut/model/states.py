@@ -20,7 +20,7 @@ def reading_states(loaded: LoadedModel) -> Iterator[ReadStates]:
     The function runs the backbone once, without head and cache, and returns L + 1 tensors of
     shape (batch, length, hidden) in the model's own dtype: what enters each layer, then what
     leaves the last one, before the final norm (which `output_hidden_states` would apply).
-    Each lies on the device of its layer. The model's modes and hooks are restored at the end.
+    Each lies on the device of its layer; what stands at padding means nothing. The model's modes and hooks are restored at the end.
 
     Raises:
         ArchitectureError: The layers cannot be found, or the model did not run each of them once.
@@ -37,10 +37,9 @@ def reading_states(loaded: LoadedModel) -> Iterator[ReadStates]:
 
         def read(batch: Batch) -> tuple[Tensor, ...]:
             states.clear()
-            inputs: dict[str, Any] = {"input_ids": batch.ids.to(loaded.device)}
-            if not batch.mask.all():
-                inputs["attention_mask"] = batch.mask.to(loaded.device)
-            loaded.backbone(**inputs, use_cache=False)
+            # No mask: padding on the right is never seen by what comes before it, while rows
+            # that a mask and a sliding window leave nothing to see turn to NaN and spread.
+            loaded.backbone(input_ids=batch.ids.to(loaded.device), use_cache=False)
             if len(states) != len(layers) + 1:
                 raise ArchitectureError(
                     f"{loaded.facts.source} ran {max(len(states) - 1, 0)} of its {len(layers)} "

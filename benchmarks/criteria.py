@@ -27,11 +27,15 @@ def main() -> None:
     parser.add_argument("--calibrate", required=True)
     parser.add_argument("--judge", required=True)
     parser.add_argument("--most", type=int, default=10)
+    parser.add_argument("--calibrate-tokens", type=int, default=32768)
+    parser.add_argument("--judge-tokens", type=int, default=8192)
     parser.add_argument("--quick", action="store_true", help="a quarter of the tokens, 3 layers")
     options = parser.parse_args()
     share = 4 if options.quick else 1
-    survey_settings = depthcut.SurveySettings(text=options.calibrate, tokens=65536 // share)
-    judge_settings = EvaluateSettings(text=options.judge, tokens=16384 // share)
+    survey_settings = depthcut.SurveySettings(
+        text=options.calibrate, tokens=options.calibrate_tokens // share
+    )
+    judge_settings = EvaluateSettings(text=options.judge, tokens=options.judge_tokens // share)
 
     survey = depthcut.survey(options.model, survey_settings)
     untouched = load(options.model, LoadSettings())

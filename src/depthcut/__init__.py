@@ -29,8 +29,7 @@ from depthcut.settings import (
     Recipe,
     SurveySettings,
 )
-
-__version__ = "0.1.0"
+from depthcut.version import __version__
 
 __all__ = [
     "DepthcutError",
@@ -45,6 +44,7 @@ __all__ = [
     "SliceRecord",
     "Survey",
     "SurveySettings",
+    "__version__",
     "errors",
     "evaluate",
     "generate",

@@ -65,7 +65,7 @@ def survey(
 
         write_file(csv, survey_csv(record.find("angular", "last")).encode())
     if not _print_json(record, common):
-        from depthcut.terminal import show, survey_table
+        from depthcut.reporting.terminal import show, survey_table
 
         show(survey_table(record))
         show(f"next: depthcut plan {out} --drop 25% --out plan.json")
@@ -99,7 +99,7 @@ def plan(
 
         write_file(mergekit, mergekit_yaml(record, model=_as_mergekit_loads(record)).encode())
     if not _print_json(record, common):
-        from depthcut.terminal import plan_table, show
+        from depthcut.reporting.terminal import plan_table, show
 
         show(plan_table(record))
         show(f"next: depthcut slice {record.model.source} {out} --out pruned")
@@ -126,7 +126,7 @@ def slice_(
 
     record = api.slice(model, plan, out, load=LoadSettings(revision=revision))
     if not _print_json(record, common):
-        from depthcut.terminal import show, slice_line
+        from depthcut.reporting.terminal import show, slice_line
 
         show(slice_line(record))
         show(f"next: depthcut evaluate {model} {out} --out evaluation.json")
@@ -151,7 +151,7 @@ def heal(
 
     record = api.heal(model, out, settings, load=load)
     if not _print_json(record, common):
-        from depthcut.terminal import heal_line, show
+        from depthcut.reporting.terminal import heal_line, show
 
         show(heal_line(record))
 
@@ -176,9 +176,9 @@ def evaluate(
     refuse_existing(out)
     record = api.evaluate(models, settings, load=load, out=out)
     if not _print_json(record, common):
-        from depthcut.terminal import evaluation_table, show
+        from depthcut.reporting.terminal import evaluation_tables, show
 
-        show(evaluation_table(record))
+        show(evaluation_tables(record))
 
 
 def generate(
@@ -317,14 +317,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _run(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
     from depthcut.pipeline import run as run_recipe
-    from depthcut.terminal import evaluation_table, plan_table, show
+    from depthcut.reporting.terminal import run_lines, show
 
     done = run_recipe(
         recipe, out, overwrite=overwrite, announce=lambda line: sys.stderr.write(f"{line}\n")
     )
-    show(plan_table(done.plan))
-    show(evaluation_table(done.evaluation))
-    show(f"model: {done.model}\nreport: {done.report}")
+    show(f"{run_lines(done.folder)}\nmodel: {done.model}\nreport: {done.report}")
 
 
 def _print_json(record: object, common: Common) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from depthcut import settings as settings_module
+import depthcut.settings as settings_module
 from depthcut.errors import RecordError, nearest
 from depthcut.settings import (
     EvaluateSettings,

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from depthcut import __version__
 from depthcut.checkpoint.architectures import cut_config, find_architecture
 from depthcut.checkpoint.card import slice_card
 from depthcut.checkpoint.companions import carry_companions, companions
@@ -28,6 +27,7 @@ from depthcut.errors import PlanError
 from depthcut.files import new_folder, refuse_existing
 from depthcut.progress import progress
 from depthcut.records import ModelFacts, Origin, Plan, SliceRecord, inputs_digest, write_record
+from depthcut.version import __version__
 
 RECORD_FILE = "depthcut.json"
 PLAN_FILE = "plan.json"

@@ -1,0 +1,151 @@
+"""Records as tables for a terminal."""
+
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from depthcut.records import (
+    Estimate,
+    Evaluation,
+    HealRecord,
+    Plan,
+    Scores,
+    SliceRecord,
+    Survey,
+    layers_in_words,
+)
+from depthcut.reporting.headline import headline_lines
+from depthcut.reporting.results import read_results
+from depthcut.reporting.words import (
+    ERRORS,
+    amount,
+    duration,
+    estimate,
+    score,
+    size,
+    speed,
+    verdict,
+)
+
+
+def show(content: RenderableType) -> None:
+    """Print to stdout; a line of text is never broken, a table fits the terminal."""
+    Console(highlight=False).print(content, soft_wrap=isinstance(content, str))
+
+
+def survey_table(survey: Survey) -> RenderableType:
+    """The best block of each size up to half of the layers, by each criterion of blocks."""
+    model, text = survey.model, survey.text
+    head = (
+        f"{model.source}: {model.layers} layers, {amount(model.parameters)} parameters; "
+        f"{text.source}: {text.sequences:,} sequences, {text.tokens:,} tokens; "
+        f"{duration(survey.origin.seconds)}"
+    )
+    blocks = [scores for scores in survey.scores if scores.scope == "block"]
+    best = Table("removed", title="Most redundant block of each size", title_justify="left")
+    for scores in blocks:
+        best.add_column(_criterion(scores.criterion, scores.tokens))
+    for count in range(1, max(2, model.layers // 2 + 1)):
+        cells = [_best_block(scores, count) for scores in blocks]
+        best.add_row(f"{count} layer{'s' * (count > 1)}", *cells)
+    return Group(head, best)
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """What goes, the runners-up, and whether they differ by more than their error."""
+    model, kept = plan.model, len(plan.kept_layers)
+    gone = sum(model.layer_parameters[layer] for layer in plan.removed_layers)
+    lines: list[RenderableType] = [
+        f"{plan.words} of {model.source} go: {model.layers} layers become {kept}, "
+        f"{amount(model.parameters)} parameters become {amount(model.parameters - gone)}"
+    ]
+    if plan.score is not None:
+        criterion = _criterion(plan.settings.criterion, plan.settings.tokens)
+        lines.append(f"{criterion}: {score(plan.score)}")
+    if plan.alternatives:
+        table = Table("instead", "score", "difference ± error", "so it is")
+        for other in plan.alternatives:
+            table.add_row(
+                layers_in_words(other.removed),
+                score(other.score),
+                estimate(other.difference, sign=True),
+                _judged(other.difference),
+            )
+        lines.append(table)
+    lines += [f"[yellow]warning:[/yellow] {warning}" for warning in plan.warnings]
+    return Group(*lines)
+
+
+def slice_line(record: SliceRecord) -> str:
+    """One line on a sliced checkpoint."""
+    before, after = record.plan.model, record.result
+    return (
+        f"{record.plan.words} removed: {before.layers} layers become {after.layers}, "
+        f"{size(before.weight_bytes)} become {size(after.weight_bytes)} "
+        f"({duration(record.origin.seconds)})"
+    )
+
+
+def heal_line(record: HealRecord) -> str:
+    """One line on a healed checkpoint."""
+    (_, first), (_, last) = record.losses[0], record.losses[-1]
+    return (
+        f"{record.settings.steps} steps, {record.trained_tokens:,} tokens in "
+        f"{duration(record.origin.seconds)}: training loss {first:.3f} became {last:.3f} "
+        "nats per token"
+    )
+
+
+def evaluation_tables(evaluation: Evaluation) -> RenderableType:
+    """One row a model: quality against the first; size and speed."""
+    text = evaluation.text
+    compared = {each.name: each for each in evaluation.comparisons}
+    quality = Table(
+        "model", "layers", "perplexity", "bits/byte", "same next token", "KL", "loss against first"
+    )
+    cost = Table("model", "parameters", "weights", "prefill tok/s", "decode tok/s", "peak memory")
+    for each in evaluation.models:
+        other = compared.get(each.name)
+        quality.add_row(
+            each.name,
+            str(each.model.layers),
+            estimate(each.perplexity),
+            estimate(each.bits_per_byte),
+            f"{other.agreement.value:.1%}" if other else "–",
+            estimate(other.kl_divergence) if other else "–",
+            verdict(other.loss_difference).text if other else "the reference",
+        )
+        memory = each.peak_memory_bytes
+        cost.add_row(
+            each.name,
+            amount(each.model.parameters),
+            size(each.model.weight_bytes),
+            " ".join(speed(each.prefill)),
+            " ".join(speed(each.decode)),
+            "–" if memory is None else size(memory),
+        )
+    head = f"{text.source}: {text.sequences:,} sequences, {text.tokens:,} tokens"
+    return Group(head, quality, cost)
+
+
+def run_lines(folder: Path) -> str:
+    """What a run came to."""
+    return "\n".join(headline_lines(read_results(folder)))
+
+
+def _criterion(name: str, tokens: str) -> str:
+    return f"{name} at {'the last token' if tokens == 'last' else 'all tokens'}"
+
+
+def _best_block(scores: Scores, count: int) -> str:
+    column = [row[count - 1] for row in scores.mean if len(row) >= count]
+    start = column.index(min(column))
+    found = Estimate(value=column[start], stderr=scores.stderr[start][count - 1])
+    where = layers_in_words([(start, start + count)]).split(" (")[0]
+    return f"{where:<12} {estimate(found, decimals=4)}"
+
+
+def _judged(difference: Estimate) -> str:
+    clear = abs(difference.value) > ERRORS * difference.stderr
+    return ("worse" if difference.value > 0 else "better") if clear else "not distinguishable"

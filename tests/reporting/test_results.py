@@ -50,6 +50,25 @@ def test_models_are_known_by_their_digest_whatever_their_name(tmp_path: Path) ->
     assert names == ("A", "C", "B")
 
 
+def test_models_named_by_a_path_are_shown_by_its_last_part(tmp_path: Path) -> None:
+    facts = make_facts(4)
+    models = [("a/hub-model", facts, 3.0), ("/some/where/pruned", facts, 3.1)]
+    write_record(make_evaluation(models), tmp_path / "evaluation.json")
+    evaluation = read_results(tmp_path).evaluation
+    assert evaluation
+    assert [each.name for each in evaluation.models] == ["a/hub-model", "pruned"]
+    assert [each.name for each in evaluation.comparisons] == ["pruned"]
+
+
+def test_paths_that_end_alike_keep_their_whole_names(tmp_path: Path) -> None:
+    names = ["/one/pruned", "/two/pruned"]
+    models = [(name, make_facts(4), 3.0) for name in names]
+    write_record(make_evaluation(models), tmp_path / "evaluation.json")
+    evaluation = read_results(tmp_path).evaluation
+    assert evaluation
+    assert [each.name for each in evaluation.models] == names
+
+
 def test_the_plan_of_a_sliced_folder_stands_in_for_plan_json(tmp_path: Path) -> None:
     run = make_run(layers=6)
     results = read_results(run._replace(plan=None).write(tmp_path))

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from depthcut.errors import RecordError
 from depthcut.records import (
     Comparison,
@@ -103,7 +105,7 @@ def read_results(folder: Path) -> Results:
         plan=plan or (sliced.plan if sliced else None),
         slice=sliced,
         heal=_read(folder, "heal", HealRecord),
-        evaluation=_read(folder, "evaluation", Evaluation),
+        evaluation=_with_short_names(_read(folder, "evaluation", Evaluation)),
     )
     if results.evaluation and not results.evaluation.models:
         raise RecordError(f"{folder / PLACES['evaluation']} judges no model: evaluate one")
@@ -115,6 +117,27 @@ def read_results(folder: Path) -> Results:
             "give the folder that depthcut run --out wrote"
         )
     return results
+
+
+def _with_short_names(evaluation: Evaluation | None) -> Evaluation | None:
+    """Models named by a path get its last part as name, where that tells them apart."""
+    if evaluation is None:
+        return None
+    names = [each.name for each in evaluation.models]
+    short = [Path(name).name if name.startswith(("/", ".", "~")) else name for name in names]
+    if len(set(short)) < len(names) or not all(short):
+        return evaluation
+    new = dict(zip(names, short, strict=True))
+    return msgspec.structs.replace(
+        evaluation,
+        models=tuple(
+            msgspec.structs.replace(each, name=new[each.name]) for each in evaluation.models
+        ),
+        comparisons=tuple(
+            msgspec.structs.replace(each, name=new.get(each.name, each.name))
+            for each in evaluation.comparisons
+        ),
+    )
 
 
 def _read(folder: Path, name: str, kind: type[R]) -> R | None:

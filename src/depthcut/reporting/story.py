@@ -51,7 +51,8 @@ def plan_story(results: Results) -> list[str]:
     if close:
         count = f"{len(close)} of the {len(others)} runners-up"
         sentences.append(
-            f"By two standard errors, this text cannot tell it from {count}; a longer one might."
+            f"This text cannot tell it from {count}, which lie within two standard errors; "
+            "a longer text might."
         )
     elif others and results.survey and results.survey.text.sequences > 1:
         sentences.append("Every runner-up scores clearly higher on this text.")

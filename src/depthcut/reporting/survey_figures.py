@@ -487,7 +487,7 @@ def _height(values: Sequence[float], errors: Sequence[float]) -> Spec:
         return {"scale": {"zero": True}, "axis": axis | {"tickCount": 5}}
     low, high = min(values) / 1.3, 1.2 * max(map(float.__add__, map(float, values), errors))
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
-    steps = (1, 2, 5) if len(decades) <= 2 else (1,)
+    steps = (1, 2, 5) if len(decades) <= 3 else (1,)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
     return {
         "scale": {"type": "log", "domain": [low, high], "nice": False},

@@ -1,10 +1,11 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from depthcut.measures import InnerProducts, angular_distance
+from depthcut.measures import DepthPairs, angular_distance
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -28,34 +29,49 @@ def test_small_angles_survive_float32() -> None:
     before, after = states_at_angle(1e-4)
     distance = angular_distance(before.float(), after.float()).item()
     assert distance == pytest.approx(1e-4 / math.pi, rel=1e-3)
-    products = InnerProducts.of([before[None].float(), after[None].float()])
-    assert products.block_cosines.arccos().item() == pytest.approx(1e-4, rel=1e-3)
+    pairs = DepthPairs.of([before[None].float(), after[None].float()])
+    assert pairs.block_angles.item() == pytest.approx(1e-4, rel=1e-3)
 
 
 @pytest.mark.parametrize("angle", [1e-4, 1e-2, 1.0, 3.0])
-def test_inner_products_know_small_angles(angle: float) -> None:
+def test_pairs_know_small_angles(angle: float) -> None:
     before, after = states_at_angle(angle)
-    products = InnerProducts.of([before[None], after[None]])
-    assert products.block_cosines.arccos().item() == pytest.approx(angle, rel=1e-6)
+    pairs = DepthPairs.of([before[None], after[None]])
+    assert pairs.block_angles.item() == pytest.approx(angle, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("step", "rel"), [(0.5, 1e-6), (0.03, 1e-6), (2e-3, 1e-5)])
+def test_half_precision_loses_nothing_but_its_own_rounding(
+    dtype: torch.dtype, step: float, rel: float
+) -> None:
+    torch.manual_seed(0)
+    states = [torch.randn(50, 576)]
+    for _ in range(30):  # in some components only: a small step of half precision is a coarse one
+        states.append(states[-1] + step * torch.randn(50, 576) * (torch.rand(50, 576) < 0.3))
+    states = [(state * 2**number**0.5).to(dtype) for number, state in enumerate(states)]
+    exact = DepthPairs.of([state.double() for state in states]).block_angles
+    found = DepthPairs.of(states).block_angles
+    torch.testing.assert_close(found, exact, rtol=rel, atol=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_both_ways_agree_on_every_block_in_reading_order(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     states = list(torch.randn(5, 7, 32).cumsum(0).to(dtype))
-    products = InnerProducts.of(states)
+    pairs = DepthPairs.of(states)
     blocks = [(start, stop) for start in range(5) for stop in range(start + 1, 5)]
     expected = torch.stack(
         [angular_distance(states[i].double(), states[j].double()) for i, j in blocks], dim=1
     )
-    torch.testing.assert_close(
-        products.block_cosines.arccos() / math.pi, expected, rtol=1e-9, atol=0
-    )
-    layers = [blocks.index((start, start + 1)) for start in range(4)]
-    torch.testing.assert_close(products.layer_cosines, products.block_cosines[:, layers])
     exact = torch.stack(states).double()
-    torch.testing.assert_close(products.norms, exact.norm(dim=-1).T)
-    torch.testing.assert_close(products.layer_distances, exact.diff(dim=0).norm(dim=-1).T)
+    rtol = 1e-9 if dtype in (torch.float64, torch.float32) else 1e-6
+    close = partial(torch.testing.assert_close, rtol=rtol, atol=0)
+    close(pairs.block_angles / math.pi, expected)
+    layers = [blocks.index((start, start + 1)) for start in range(4)]
+    close(pairs.layer_squared_chords, 2 - 2 * (math.pi * expected[:, layers]).cos())
+    close(pairs.norms.double(), exact.norm(dim=-1).T)
+    close(pairs.layer_additions, exact.diff(dim=0).norm(dim=-1).T)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -69,7 +85,7 @@ def test_the_result_is_float32_and_float64_for_float64(dtype: torch.dtype) -> No
 def test_opposite_states_are_one_apart() -> None:
     ones = torch.ones(3)
     assert angular_distance(ones, -ones).item() == 1
-    assert InnerProducts.of([ones[None], -ones[None]]).block_cosines.item() == pytest.approx(-1)
+    assert DepthPairs.of([ones[None], -ones[None]]).block_angles.item() == pytest.approx(math.pi)
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e150])
@@ -83,9 +99,15 @@ def test_a_zero_vector_is_orthogonal_to_everything_never_nan() -> None:
     zero, one = torch.zeros(1, 4), torch.ones(1, 4)
     assert angular_distance(zero, one).item() == 0.5
     assert angular_distance(zero, zero).item() == 0.5
-    products = InnerProducts.of([zero, one, zero])
-    assert products.block_cosines.tolist() == [[0, 0, 0]]
-    assert products.layer_cosines.tolist() == [[0, 0]]
+    pairs = DepthPairs.of([zero, one, zero])
+    assert pairs.block_angles[0].tolist() == pytest.approx([math.pi / 2] * 3)
+    assert pairs.layer_squared_chords.tolist() == [[2, 2]]
+
+
+def test_equal_states_are_exactly_zero_apart() -> None:
+    state = torch.randn(3, 50)
+    assert DepthPairs.of([state, state, 2 * state]).block_angles.abs().max() < 1e-15
+    assert angular_distance(state, 2 * state).abs().max() == 0
 
 
 def test_different_shapes_are_refused() -> None:
@@ -97,6 +119,6 @@ def test_the_states_are_left_as_they_are() -> None:
     before, after = torch.randn(2, 3), torch.randn(2, 3)
     copies = before.clone(), after.clone()
     angular_distance(before, after)
-    InnerProducts.of([before, after])
+    DepthPairs.of([before, after])
     assert torch.equal(before, copies[0])
     assert torch.equal(after, copies[1])

@@ -1,4 +1,4 @@
-"""Tensor maths of the residual stream: angles, inner products. No models, no files."""
+"""Tensor maths of the residual stream: angles between depths. No models, no files."""
 
 import math
 from collections.abc import Sequence
@@ -49,55 +49,64 @@ def _unit(states: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class InnerProducts:
-    """Every pair of depths of some tokens, by their inner products in float64.
+class DepthPairs:
+    """Every pair of depths of some tokens, by the chords between their directions.
 
-    One small matrix product a token holds all norms, angles and distances. In float64 the
-    products of states are exact to 1e-16, so an angle of 1e-4 keeps eight digits (in
-    float32 it would keep none).
+    With unit vectors u_k, the squared chord |u_j - u_i|^2 is a sum over steps u_(k+1) - u_k:
+    one small matrix product of the steps a token, summed up in float64, holds all blocks. As
+    steps are taken before anything is squared, small angles keep their digits in float32
+    already (1e-6 relative at 1e-3 rad), which a matrix product of the states would not leave.
     """
 
-    values: Tensor
-    """(tokens, depths, depths) float64."""
+    norms: Tensor
+    """Euclidean norm of each state, (tokens, depths)."""
+    squared_chords: Tensor
+    """(tokens, depths, depths) float64: 0 same direction, 2 orthogonal, 4 opposite. A zero
+    vector has no direction and counts as orthogonal to all."""
 
     @classmethod
-    def of(cls, states: Sequence[Tensor]) -> "InnerProducts":
-        """Of the states at each depth, (tokens, hidden) each, any float dtype, any devices."""
-        device = states[0].device
-        # Apple GPUs have no float64.
-        place = torch.device("cpu") if device.type == "mps" else device
-        stacked = torch.stack([state.to(place) for state in states], dim=1).double()
-        return cls(torch.bmm(stacked, stacked.mT))
+    def of(cls, states: Sequence[Tensor]) -> "DepthPairs":
+        """Of the states at each depth, (tokens, hidden) each, any float dtype.
 
-    @cached_property
-    def norms(self) -> Tensor:
-        """Euclidean norms, (tokens, depths)."""
-        return self.values.diagonal(dim1=1, dim2=2).sqrt()
-
-    @cached_property
-    def block_cosines(self) -> Tensor:
-        """Cosine between what enters and what leaves each block, (tokens, blocks), -1 to 1.
-
-        Blocks in reading order: [0, 1), [0, 2) … [0, L), [1, 2) … A zero vector counts as
-        orthogonal to everything.
+        Half precision is worked on in float32, where such states are exact; the rest in float64.
         """
-        depths = self.values.shape[-1]
-        start, stop = torch.triu_indices(depths, depths, 1, device=self.values.device)
-        products = self.values.flatten(1).index_select(1, start * depths + stop)
-        norms = self.norms.clamp(min=torch.finfo(torch.float64).tiny)
-        cosines = products / norms.index_select(1, start) / norms.index_select(1, stop)
-        return cosines.clamp_(-1, 1)
+        stacked = torch.stack(tuple(states), dim=1)
+        if stacked.device.type == "mps":  # no float64 there
+            stacked = stacked.cpu()
+        half = stacked.dtype in (torch.bfloat16, torch.float16)
+        stacked = stacked.float() if half else stacked.double()
+        norms = torch.linalg.vector_norm(stacked, dim=-1)
+        unit = stacked.div_(torch.where(norms > 0, norms, 1)[..., None])  # a copy since stack
+        tokens, depths, hidden = unit.shape
+        # The first row is zero, and so are those that fill the matrix up to what kernels like.
+        steps = unit.new_zeros(tokens, -(-depths // 16) * 16, hidden)
+        torch.sub(unit[:, 1:], unit[:, :-1], out=steps[:, 1:depths])
+        products = torch.bmm(steps, steps.mT)[:, :depths, :depths].double()
+        sums = products.cumsum(dim=1).cumsum(dim=2)
+        own = sums.diagonal(dim1=1, dim2=2) + (norms == 0)
+        chords = own[:, :, None] + own[:, None, :] - 2 * sums
+        return cls(norms, chords.clamp_(0, 4))
 
     @cached_property
-    def layer_cosines(self) -> Tensor:
-        """The same of single layers, (tokens, layers)."""
-        norms = self.norms.clamp(min=torch.finfo(torch.float64).tiny)
-        products = self.values.diagonal(1, dim1=1, dim2=2)
-        return (products / norms[:, :-1] / norms[:, 1:]).clamp_(-1, 1)
+    def block_angles(self) -> Tensor:
+        """Between what enters and what leaves each block, (tokens, blocks), radians, 0 to pi.
+
+        Blocks in reading order: [0, 1), [0, 2) … [0, L), [1, 2) …
+        """
+        depths = self.norms.shape[-1]
+        start, stop = torch.triu_indices(depths, depths, 1, device=self.norms.device)
+        squares = self.squared_chords.flatten(1).index_select(1, start * depths + stop)
+        return squares.sqrt_().div_(2).arcsin_().mul_(2)
 
     @cached_property
-    def layer_distances(self) -> Tensor:
+    def layer_squared_chords(self) -> Tensor:
+        """Those between what enters and what leaves each layer, (tokens, layers)."""
+        return self.squared_chords.diagonal(1, dim1=1, dim2=2)
+
+    @cached_property
+    def layer_additions(self) -> Tensor:
         """Euclidean norm of what each layer adds to the stream, (tokens, layers)."""
-        squares = self.values.diagonal(dim1=1, dim2=2)
-        products = self.values.diagonal(1, dim1=1, dim2=2)
-        return (squares[:, :-1] + squares[:, 1:] - 2 * products).clamp(min=0).sqrt()
+        norms = self.norms.double()
+        before, after = norms[:, :-1], norms[:, 1:]
+        # The law of cosines, in the form that survives small angles.
+        return ((after - before) ** 2 + before * after * self.layer_squared_chords).sqrt()

@@ -20,7 +20,8 @@ def reading_states(loaded: LoadedModel) -> Iterator[ReadStates]:
     The function runs the backbone once, without head and cache, and returns L + 1 tensors of
     shape (batch, length, hidden) in the model's own dtype: what enters each layer, then what
     leaves the last one, before the final norm (which `output_hidden_states` would apply).
-    Each lies on the device of its layer; what stands at padding means nothing. The model's modes and hooks are restored at the end.
+    Each lies on the device of its layer; what stands at padding means nothing. The model's
+    modes and hooks are restored at the end.
 
     Raises:
         ArchitectureError: The layers cannot be found, or the model did not run each of them once.

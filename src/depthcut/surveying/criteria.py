@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from depthcut.measures import InnerProducts
+    from depthcut.measures import DepthPairs
 
 
 @dataclass(frozen=True)
 class Criterion:
     """A score of blocks or layers; low means redundant."""
 
-    function: "Callable[[InnerProducts], Tensor]"
+    function: "Callable[[DepthPairs], Tensor]"
     """From tokens to scores, (tokens, entries) float64, entries in reading order."""
     scope: Literal["block", "layer"]
     """block: an entry for every block [start, stop); layer: one for every layer."""
@@ -26,19 +26,19 @@ class Criterion:
     meaning: str
 
 
-def angular(products: "InnerProducts") -> "Tensor":
+def angular(pairs: "DepthPairs") -> "Tensor":
     """arccos(cosine) / pi between what enters and what leaves each block, 0 same, 1 opposite."""
-    return products.block_cosines.arccos() / math.pi
+    return pairs.block_angles / math.pi
 
 
-def block_influence(products: "InnerProducts") -> "Tensor":
+def block_influence(pairs: "DepthPairs") -> "Tensor":
     """1 - cosine between what enters and what leaves each layer, 0 same, 2 opposite."""
-    return 1 - products.layer_cosines
+    return pairs.layer_squared_chords / 2
 
 
-def magnitude(products: "InnerProducts") -> "Tensor":
+def magnitude(pairs: "DepthPairs") -> "Tensor":
     """Norm of what each layer adds, over the norm of what leaves it: 0 nothing added."""
-    return products.layer_distances / products.norms[:, 1:].clamp(min=1e-300)
+    return pairs.layer_additions / pairs.norms[:, 1:]
 
 
 CRITERIA: Mapping[str, Criterion] = {

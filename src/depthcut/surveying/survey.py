@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from depthcut.errors import SettingsError
-from depthcut.measures import InnerProducts
+from depthcut.measures import DepthPairs
 from depthcut.model.batching import fitting_batch_size
 from depthcut.model.loading import LoadedModel
 from depthcut.model.positions import learned_positions
@@ -23,7 +23,7 @@ from depthcut.surveying.inputs import survey_inputs
 from depthcut.text.sequences import Sequences
 
 _CHUNK_BYTES = {"cpu": 4 << 20, "mps": 4 << 20}
-"""Of float64 states worked on at once: what a processor's cache holds."""
+"""Of float32 states worked on at once: what a processor's cache holds."""
 _GPU_CHUNK_BYTES = 256 << 20
 _CPU_BATCH_TOKENS = 4096
 """More in one forward pass gains nothing on a CPU, and costs memory for the states."""
@@ -118,16 +118,16 @@ def observe(states: Sequence[Tensor], row: int, length: int) -> Observation:
     """
     width, device = states[0].shape[-1], states[0].device
     chunk_bytes = _CHUNK_BYTES.get(device.type, _GPU_CHUNK_BYTES)
-    chunk = max(1, chunk_bytes // (8 * len(states) * width))
+    chunk = max(1, chunk_bytes // (4 * len(states) * width))
     norms: Tensor | float = 0.0
     sums: dict[str, Tensor | float] = dict.fromkeys(CRITERIA, 0.0)
     last: dict[str, Tensor] = {}
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)
-        products = InnerProducts.of([state[row, start:stop].to(device) for state in states])
-        norms = norms + products.norms.sum(dim=0)
+        pairs = DepthPairs.of([state[row, start:stop].to(device) for state in states])
+        norms = norms + pairs.norms.sum(dim=0, dtype=torch.float64)
         for name, criterion in CRITERIA.items():
-            values = criterion.function(products)
+            values = criterion.function(pairs)
             sums[name] = sums[name] + values.sum(dim=0)
             last[name] = values[-1]
     scores: dict[tuple[str, Tokens], Tensor] = {}

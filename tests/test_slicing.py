@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from depthcut.checkpoint.architectures import ARCHITECTURES
@@ -280,9 +281,14 @@ def test_the_card_keeps_what_holds_of_the_parents(tmp_path: Path) -> None:
     plan = plan_without(folder, (2, 3), source="some/parent")
     slice_checkpoint(folder, plan, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "license: apache-2.0" in card
-    assert "base_model: some/parent" in card
-    assert "- chat\n- depthcut" in card
+    assert yaml.safe_load(card.split("---\n")[1]) == {
+        "license": "apache-2.0",
+        "language": ["en"],
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": "some/parent",
+        "tags": ["chat", "depthcut", "pruned"],
+    }
     assert "layers 2–3 (2 layers)" in card
     assert plan.model.digest in card
     assert "--remove 2-3" in card
@@ -290,12 +296,22 @@ def test_the_card_keeps_what_holds_of_the_parents(tmp_path: Path) -> None:
     assert "99 %" not in card
 
 
-@pytest.mark.parametrize("text", ["no front matter", "---\n[: broken\n---\n", "---\n- list\n---\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no front matter",
+        "---\nlicense: &a [*a]\n---\n",
+        "---\n[: broken\n---\n",
+        "---\n- list\n---\n",
+        "---\n[1]: 2\n---\n",
+    ],
+)
 def test_a_card_that_cannot_be_read_is_no_obstacle(tmp_path: Path, text: str) -> None:
     folder = save_tiny(build_tiny("llama"), tmp_path / "parent")
     (folder / "README.md").write_text(text)
     slice_checkpoint(folder, plan_without(folder, (2,)), tmp_path / "out")
-    assert "library_name: transformers" in (tmp_path / "out" / "README.md").read_text()
+    assert 'library_name: "transformers"' in (tmp_path / "out" / "README.md").read_text()
 
 
 # --- refusals: one line, nothing left ----------------------------------------------------------

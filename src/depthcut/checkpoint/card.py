@@ -1,5 +1,6 @@
 """The model card of a sliced checkpoint: the parent's front matter and where the cut came from."""
 
+import json
 import re
 from pathlib import Path
 
@@ -31,12 +32,12 @@ def slice_card(parent: Path, plan: Plan, result: ModelFacts, *, name: str, versi
         name: Title of the card.
         version: Of depthcut.
     """
-    import yaml
-
     kept = kept_front(parent / "README.md", tags=("depthcut", "pruned"))
     if _is_hub_name(plan.model.source):
         kept["base_model"] = plan.model.source  # a local folder's: the one that it came from
-    header = yaml.safe_dump(kept, allow_unicode=True, sort_keys=False)
+    header = "".join(  # JSON is YAML
+        f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in kept.items()
+    )
     return f"---\n{header}---\n\n{_body(plan, result, name=name, version=version)}"
 
 
@@ -112,12 +113,17 @@ def _is_hub_name(source: str) -> bool:
 
 def _parent_front(card: Path) -> dict[str, object]:
     """The YAML between the first two lines of dashes; {} where there is none to be read."""
-    import yaml
-
     try:
         text = card.read_text(encoding="utf-8")
-        match = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
-        front = yaml.safe_load(match[1]) if match else None
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError):
+        return {}
+    match = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
+    if match is None:
+        return {}
+    import yaml  # takes as long to import as a small checkpoint to slice
+
+    try:
+        front = json.loads(json.dumps(yaml.safe_load(match[1]), default=str))
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError):
         return {}
     return front if isinstance(front, dict) else {}

@@ -43,7 +43,9 @@ def merge_ranges(ranges: Iterable[ByteRange]) -> Iterator[ByteRange]:
 def write_ranges(
     target: Path, head: bytes, ranges: Iterable[ByteRange], *, done: Callable[[int], None]
 ) -> None:
-    """Write a new file: `head`, then the ranges one after the other, synced to the disk.
+    """Write a new file: `head`, then the ranges one after the other.
+
+    The kernel is on its way to write it to the disk, but it is not synced: see `new_folder`.
 
     Args:
         target: The file to be; it must not exist.
@@ -71,7 +73,6 @@ def write_ranges(
                     _begin_write_back(output, begun, written)
                     begun = written
                 done(len(content))
-        os.fsync(output)
     finally:
         for handle in (output, *handles.values()):
             os.close(handle)

@@ -152,12 +152,14 @@ def heal(
         DepthcutError: One of its kinds, see `depthcut.errors`.
     """
     from depthcut.files import refuse_existing
+    from depthcut.healing.inputs import as_needed
     from depthcut.healing.lora import heal_checkpoint
 
     settings, load = settings or HealSettings(), load or LoadSettings()
     refuse_existing(Path(out))
     loaded = _loaded(model, tokenizer, load)
-    return heal_checkpoint(loaded, _sequences(loaded, settings, texts), settings, load, Path(out))
+    sequences = _sequences(loaded, as_needed(settings), texts)
+    return heal_checkpoint(loaded, sequences, settings, load, Path(out))
 
 
 def evaluate(

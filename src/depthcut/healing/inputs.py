@@ -18,5 +18,6 @@ def as_needed(settings: HealSettings) -> HealSettings:
 
     For reading the text only: an endless data set is not read to its end.
     """
-    steps = max(1, settings.steps) * settings.batch_size * settings.accumulate
-    return msgspec.structs.replace(settings, tokens=min(settings.tokens, steps * settings.context))
+    sequences = settings.steps * settings.batch_size * settings.accumulate
+    used = max(2, sequences * settings.context)
+    return msgspec.structs.replace(settings, tokens=min(settings.tokens, used))

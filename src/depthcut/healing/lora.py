@@ -99,7 +99,7 @@ def heal_checkpoint(
 
 def _activation_bytes(loaded: LoadedModel) -> int:
     """What training keeps of each token: in its layers (28 numbers for each of their width,
-    measured on SmolLM2 with adapters) and for the loss (the logits, in float32, and their gradient)."""
+    measured on SmolLM2 with adapters) and for the loss (the logits and their gradient)."""
     config = loaded.model.config.get_text_config()
     element_bytes = max(2, next(loaded.model.parameters()).element_size())
     kept = 30 * element_bytes * loaded.facts.hidden_size * loaded.facts.layers

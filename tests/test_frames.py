@@ -9,6 +9,7 @@ from depthcut.frames import data_frame, html_table
 from depthcut.planning import plan_from_survey
 from depthcut.settings import PlanSettings
 from tests.records_for_tests import make_survey
+from tests.reporting.run_for_tests import make_evaluation, make_facts
 
 
 def test_all_text_in_a_table_is_escaped() -> None:
@@ -37,6 +38,17 @@ def test_a_plan_shows_its_choice_and_the_runners_up() -> None:
     assert next(iter(plan.to_frame().layers)) == plan.words
     assert len(plan.to_frame()) == 1 + len(plan.alternatives)
     assert plan.words in plan._repr_html_()
+
+
+def test_an_evaluation_has_a_row_for_each_model() -> None:
+    models = [("original", make_facts(4), 3.0), ("<pruned>", make_facts(3), 3.5)]
+    evaluation = make_evaluation(models)
+    frame = evaluation.to_frame().set_index("model")
+    assert list(frame.index) == ["original", "<pruned>"]
+    assert frame.loc["<pruned>", "loss difference"] == 0.5
+    assert frame.loc["original", "perplexity"] == evaluation.models[0].perplexity.value
+    assert frame["loss difference"].isna().tolist() == [True, False]
+    assert "&lt;pruned&gt;" in evaluation._repr_html_()
 
 
 def test_without_pandas_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from depthcut.reporting import theme
+from depthcut.reporting.block_figures import best_of_size
 from depthcut.reporting.figures import Figure, inlined, write_figure
 from depthcut.reporting.result_figures import healing_loss, quality_and_speed
-from depthcut.reporting.survey_figures import best_of_size, survey_figures
+from depthcut.reporting.survey_figures import survey_figures
 from depthcut.settings import PlanSettings
 from tests.reporting.run_for_tests import Run, make_run
 

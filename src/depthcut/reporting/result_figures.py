@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from depthcut.records import Evaluation, HealRecord, ModelEvaluation
 from depthcut.reporting.figures import Figure
-from depthcut.reporting.theme import Spec, chart, data, light
+from depthcut.reporting.theme import WIDTH, Spec, chart, dots, light, mark, unlabelled
 from depthcut.reporting.words import plain
 
 Bar = tuple[float, float, float]
@@ -58,22 +58,17 @@ def healing_loss(record: HealRecord) -> Figure:
             "axis": {"tickCount": 5},
         },
     }
-    line: Spec = {"type": "line", "color": light("kept"), "strokeWidth": 1.5, "aria": False}
-    point: Spec = {"type": "point", "filled": True, "color": light("kept"), "size": 20}
+    kept = light("kept")
     return Figure(
         name="healing-loss",
         title="Loss while healing",
         caption="Mean next-token loss on the training text since the point before.",
         spec=chart(
-            width=356,
+            width=WIDTH,
             height=190,
-            data=data(points),
             layer=[
-                {"mark": line, "encoding": encoding},
-                {
-                    "mark": point | {"opacity": 1},
-                    "encoding": encoding | {"description": {"field": "tip"}},
-                },
+                mark(unlabelled(points), "line", encoding, color=kept, strokeWidth=1.5),
+                dots(points, encoding, size=20, color=kept),
             ],
         ),
         columns=("step", "loss"),
@@ -132,6 +127,15 @@ def _panel(
         "axis": None,
         "scale": {"domain": [0, longest * 1.14], "nice": False},
     }
+    ink = light("ink")
+    bar = {
+        "x": {**x, "field": "value"},
+        "y": y,
+        "color": {"field": "colour", "type": "nominal", "scale": None},
+    }
+    error: Spec = {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y}
+    label: Spec = {"x": {**x, "field": "high"}, "y": y, "text": {"field": "label"}}
+    plain_bars = unlabelled(bars)
     return {
         "width": 320,
         "height": {"step": 21},
@@ -140,35 +144,13 @@ def _panel(
             "anchor": "start",
             "fontSize": 11.5,
             "fontWeight": "normal",
-            "color": light("ink"),
+            "color": ink,
             "frame": "group",
             "offset": 4,
         },
-        "data": data(bars),
         "layer": [
-            {
-                "mark": {"type": "bar", "height": 11, "opacity": 0.8},
-                "encoding": {
-                    "x": {**x, "field": "value"},
-                    "y": y,
-                    "color": {"field": "colour", "type": "nominal", "scale": None},
-                    "description": {"field": "tip"},
-                },
-            },
-            {
-                "mark": {"type": "rule", "color": light("ink"), "strokeWidth": 1.5, "aria": False},
-                "encoding": {"x": {**x, "field": "low"}, "x2": {"field": "high"}, "y": y},
-            },
-            {
-                "mark": {
-                    "type": "text",
-                    "align": "left",
-                    "dx": 6,
-                    "color": light("ink"),
-                    "fontSize": 11,
-                    "aria": False,
-                },
-                "encoding": {"x": {**x, "field": "high"}, "y": y, "text": {"field": "label"}},
-            },
+            mark(bars, "bar", bar, height=11, opacity=0.8),
+            mark(plain_bars, "rule", error, color=ink, strokeWidth=1.5),
+            mark(plain_bars, "text", label, align="left", dx=6, color=ink, fontSize=11),
         ],
     }

@@ -1,16 +1,17 @@
 """The run in sentences: what was done, what it cost, how sure that is."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from depthcut.records import Block, Comparison, ModelEvaluation, Plan, layers_in_words
+from depthcut.records import Comparison, ModelEvaluation, Plan
 from depthcut.reporting.results import Results
-from depthcut.reporting.survey_figures import CRITERIA
 from depthcut.reporting.words import (
     ERRORS,
+    at_tokens,
     change,
+    criterion,
     estimate,
     perplexity_factor,
+    span,
     speed_ratio,
     verdict,
 )
@@ -49,7 +50,8 @@ def plan_story(results: Results) -> list[str]:
     others = plan.alternatives
     close = [each for each in others if each.difference.value < ERRORS * each.difference.stderr]
     if close:
-        count = f"{len(close)} of the {len(others)} runners-up"
+        which = "any" if len(close) == len(others) else str(len(close))
+        count = f"{which} of the {len(others)} runners-up"
         sentences.append(
             f"This text cannot tell it from {count}, which lie within two standard errors; "
             "a longer text might."
@@ -64,7 +66,7 @@ def runners_up(results: Results) -> list[RunnerUp]:
     plan = results.plan
     if plan is None or not plan.alternatives:
         return []
-    rows = [RunnerUp(_short(plan.removed), plan.score, "–", "")]
+    rows = [RunnerUp(span(plan.removed), plan.score, "–", "")]
     for each in plan.alternatives:
         value, error = each.difference.value, each.difference.stderr
         if abs(value) < ERRORS * error:
@@ -74,7 +76,7 @@ def runners_up(results: Results) -> list[RunnerUp]:
         else:
             judged = "clearly higher" if value > 0 else "clearly lower"
         difference = estimate(each.difference, sign=True)
-        rows.append(RunnerUp(_short(each.removed), each.score, difference, judged))
+        rows.append(RunnerUp(span(each.removed), each.score, difference, judged))
     return rows
 
 
@@ -149,8 +151,7 @@ def _speed_words(before: ModelEvaluation, after: ModelEvaluation) -> str:
 
 def _chosen_by(plan: Plan) -> str:
     settings = plan.settings
-    name = CRITERIA.get(settings.criterion, settings.criterion)
-    where = f"{name} at {'the last token' if settings.tokens == 'last' else 'all tokens'}"
+    where = f"{criterion(settings.criterion)} {at_tokens(settings.tokens)}"
     if settings.criterion != "angular":
         return f"no other choice of as many layers has less {where}, summed"
     if settings.blocks == 1:
@@ -160,7 +161,3 @@ def _chosen_by(plan: Plan) -> str:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _short(blocks: Sequence[Block]) -> str:
-    return layers_in_words(blocks).rpartition(" (")[0]

@@ -91,9 +91,25 @@ def chart(**parts: object) -> Spec:
     }
 
 
-def data(rows: Sequence[Spec]) -> Spec:
-    """Inline data."""
-    return {"values": list(rows)}
+def mark(rows: Sequence[Spec], kind: str, encoding: Spec, **style: object) -> Spec:
+    """One layer of a chart; marks whose rows have a tip are labelled with it."""
+    named = all("tip" in row for row in rows)
+    described: Spec = {"description": {"field": "tip"}} if named else {}
+    return {
+        "data": {"values": list(rows)},
+        "mark": {"type": kind, "aria": named, **style},
+        "encoding": encoding | described,
+    }
+
+
+def unlabelled(rows: Sequence[Spec]) -> list[Spec]:
+    """The rows without their tips: for marks under others that carry them."""
+    return [{key: value for key, value in row.items() if key != "tip"} for row in rows]
+
+
+def dots(rows: Sequence[Spec], encoding: Spec, *, size: float, **style: object) -> Spec:
+    """Filled points."""
+    return mark(rows, "point", encoding, filled=True, opacity=1, size=size, **style)
 
 
 def _ramp(stops: Sequence[str], steps: int) -> tuple[str, ...]:

@@ -6,10 +6,19 @@ from dataclasses import dataclass
 from statistics import quantiles
 from typing import Literal
 
-from depthcut.records import Comparison, Estimate, Speed
+from depthcut.records import Block, Comparison, Estimate, Speed, layers_in_words
+from depthcut.settings import Tokens
 
 ERRORS = 2.0
 """A difference counts from so many standard errors on; chance alone gets there once in twenty."""
+
+CRITERIA = {
+    "angular": "angular distance",
+    "block-influence": "block influence",
+    "magnitude": "relative magnitude",
+}
+"""Criteria as people call them."""
+TOKENS = {"last": "last token", "all": "all tokens"}
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,21 @@ def estimates(values: Sequence[Estimate]) -> tuple[str, ...]:
     """Means side by side, with as many decimals as the least exact of them, where one is kept."""
     places = max(1, min(map(decimals_for, values), default=1))
     return tuple(estimate(each, decimals=places if each.value < 1000 else None) for each in values)
+
+
+def criterion(name: str) -> str:
+    """A criterion as people call it."""
+    return CRITERIA.get(name, name)
+
+
+def at_tokens(tokens: Tokens) -> str:
+    """Where a score was taken: "at the last token", "at all tokens"."""
+    return "at the last token" if tokens == "last" else "at all tokens"
+
+
+def span(blocks: Sequence[Block]) -> str:
+    """Blocks without their count: "layers 12–18"."""
+    return layers_in_words(blocks).rpartition(" (")[0]
 
 
 def score(number: float) -> str:

@@ -70,11 +70,17 @@ def common_recipe(
 
 
 def demo_recipe(*, quick: bool = False) -> Recipe:
-    """The embedded model and text; `quick` reads less of it and heals less."""
+    """The embedded model and text, sized for two cores; `quick` reads and trains less."""
     return Recipe(
         survey=SurveySettings(part="train", tokens=8192 if quick else 32768),
         plan=PlanSettings(drop=5),
-        heal=HealSettings(part="train", steps=20 if quick else 100),
+        heal=HealSettings(
+            part="train",
+            context=256,
+            batch_size=2 if quick else 4,
+            accumulate=1,
+            steps=20 if quick else 150,
+        ),
         evaluate=EvaluateSettings(
             part="held-out",
             tokens=4096 if quick else 16384,

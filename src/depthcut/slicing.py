@@ -1,6 +1,6 @@
 """Writing the checkpoint that a plan describes: byte ranges copied, names and config cut.
 
-No tensor is decoded and none is held in memory: the kernel copies bytes from file to file.
+No tensor is decoded and none is held in memory: bytes go from file to file as they are.
 """
 
 import json

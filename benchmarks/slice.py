@@ -68,7 +68,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
             rows[name] = measure(Path(scratch), model, rounds=rounds, mergekit=options.mergekit)
         print_rows(name, rows[name])
-    results.keep("slice", {"rounds": rounds, "mergekit": bool(options.mergekit), "rows": rows})
+    content = {"rounds": rounds, "load_average": round(os.getloadavg()[0], 2), "rows": rows}
+    results.keep("slice", content)
 
 
 def measure(
@@ -82,7 +83,9 @@ def measure(
     recipe = scratch / "recipe.yaml"
     recipe.write_text(json.dumps(passthrough(folder, model)))
     python = sys.executable
-    subprocess.run([python, "-c", IN_PROCESS, folder, plan_file, pruned], check=True)
+    subprocess.run(
+        [python, "-c", IN_PROCESS, folder, plan_file, pruned], check=True, capture_output=True
+    )
     out = scratch / "out"
     commands: dict[str, list[str | Path]] = {
         "cp": ["cp", "-r", pruned, out],

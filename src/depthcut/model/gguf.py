@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import tempfile
 from pathlib import Path
 
 from depthcut.errors import MissingExtraError, OutputError, SourceError
@@ -62,14 +63,20 @@ def _convert(file: Path, folder: Path, licence: str | None) -> None:
     # transformers before GgufConfig always dequantised; since, it keeps the weights packed.
     config = getattr(transformers, "GgufConfig", None)
     options = {"quantization_config": config(dequantize=True)} if config else {}
-    with progress(f"unpack {file.name}, once", 3, unit="steps") as advance, quiet_transformers():
+    with (
+        progress(f"unpack {file.name}, once", 3, unit="steps") as advance,
+        quiet_transformers(),
+        tempfile.TemporaryDirectory() as alone,
+    ):
+        # In a folder of its own: transformers would mix in a tokenizer that lies beside it.
+        Path(alone, file.name).symlink_to(file.resolve())
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # the converter's own bar
                 model = AutoModelForCausalLM.from_pretrained(
-                    file.parent, gguf_file=file.name, dtype=torch.bfloat16, **options
+                    alone, gguf_file=file.name, dtype=torch.bfloat16, **options
                 )
                 advance(1)
-                tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+                tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=file.name)
         except Exception as error:  # whatever a broken file makes the readers raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise SourceError(f"{file} holds no model that can be read: {reason}") from error

@@ -22,11 +22,11 @@ from depthcut.surveying.criteria import CRITERIA
 from depthcut.surveying.inputs import survey_inputs
 from depthcut.text.sequences import Sequences
 
-_CHUNK_BYTES = {"cpu": 4 << 20, "mps": 4 << 20}
+_CHUNK_BYTES = {"cpu": 2 << 20, "mps": 2 << 20}
 """Of float32 states worked on at once: what a processor's cache holds."""
 _GPU_CHUNK_BYTES = 256 << 20
-_CPU_BATCH_TOKENS = 4096
-"""More in one forward pass gains nothing on a CPU, and costs memory for the states."""
+_CPU_BATCH_TOKENS = 1024
+"""More in one forward pass is slower on a CPU: memory is given back and fetched anew each time."""
 
 
 def survey_model(

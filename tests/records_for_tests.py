@@ -41,7 +41,7 @@ def make_scores(
         at += width
     return Scores(
         criterion=criterion,
-        tokens="last",
+        tokens="all",
         scope=scope,
         paper="none",
         mean=tuple(rows),

@@ -42,7 +42,7 @@ def test_the_choice_and_its_runners_up_are_those_of_an_exhaustive_search(
     settings = PlanSettings(
         drop=count, criterion=criterion, blocks=blocks, protect=",".join(map(str, protected))
     )
-    scores = survey.find(criterion, "last")
+    scores = survey.find(criterion, "all")
     allowed = [
         layers_
         for layers_ in itertools.combinations(range(layers), count)

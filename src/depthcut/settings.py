@@ -74,8 +74,8 @@ class PlanSettings(Settings, frozen=True, kw_only=True):
     """The layers to remove by hand, both ends included: 12-18,22."""
     criterion: str = "angular"
     """What ranks the layers: angular (Gromov et al.), block-influence (ShortGPT) or magnitude."""
-    tokens: Tokens = "last"
-    """Score at the last token of each sequence (as the paper) or averaged over all tokens."""
+    tokens: Tokens = "all"
+    """Score averaged over all tokens, or at the last token of each sequence only (as the paper)."""
     protect: str | None = None
     """Layers that must stay: 0,28-29."""
     blocks: int = 1
@@ -91,12 +91,12 @@ class HealSettings(TextSettings, frozen=True, kw_only=True):
     """Optimizer steps."""
     batch_size: int = 4
     """Sequences per forward pass."""
-    accumulate: int = 2
+    accumulate: int = 1
     """Forward passes per optimizer step."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-3
     """Peak learning rate, after warm-up; it falls to zero along a cosine."""
     warmup_steps: int = 10
-    """Steps over which the learning rate rises."""
+    """Steps over which the learning rate rises, at most half of all."""
     rank: int = 32
     """Rank of the LoRA matrices."""
     alpha: float = 64.0

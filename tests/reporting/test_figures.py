@@ -62,7 +62,7 @@ def test_there_is_a_figure_for_everything_measured(run: Run) -> None:
 
 def test_the_heat_map_has_every_block_as_surveyed(run: Run) -> None:
     assert run.survey
-    scores = run.survey.find("angular", "last")
+    scores = run.survey.find("angular", "all")
     rows = numbers(figures_of(run)["heat-map"])
     assert len(rows) == 12 * 13 // 2
     for row in rows:

@@ -76,7 +76,7 @@ def test_the_headline_says_what_changed_and_how_sure_it_is(full: Page) -> None:
         "significantly worse",
         "2.69× the perplexity of the original",
         "reads at 1.30× and writes at 1.30× the speed of the original",
-        "no other block of that size has a lower angular distance at the last token",
+        "no other block of that size has a lower angular distance at all tokens",
     ):
         assert words in full.text
 
@@ -90,7 +90,7 @@ def test_the_snippets_name_the_real_folder(tmp_path: Path) -> None:
 
 
 def test_the_page_holds_the_recipe_and_the_versions(full: Page) -> None:
-    assert "learning_rate: 0.0002" in full.source
+    assert "learning_rate: 0.001" in full.source
     assert "transformers 5.24.0" in full.text
     assert "layer_range: [20, 30]" in full.text
 

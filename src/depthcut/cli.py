@@ -1,5 +1,6 @@
 """The commands. Each imports its stage only when it is called."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -295,6 +296,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script: one line and exit 2 for an error, exit 130 for Ctrl-C."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    # It tells of faster kernels that it could fetch, on import and on every CPU.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,

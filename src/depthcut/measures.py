@@ -79,7 +79,8 @@ class DepthPairs:
         unit = stacked.div_(torch.where(norms > 0, norms, 1)[..., None])  # a copy since stack
         tokens, depths, hidden = unit.shape
         # The first row is zero, and so are those that fill the matrix up to what kernels like.
-        steps = unit.new_zeros(tokens, -(-depths // 16) * 16, hidden)
+        steps = unit.new_empty(tokens, -(-depths // 16) * 16, hidden)
+        steps[:, 0], steps[:, depths:] = 0, 0
         torch.sub(unit[:, 1:], unit[:, :-1], out=steps[:, 1:depths])
         products = torch.bmm(steps, steps.mT)[:, :depths, :depths].double()
         sums = products.cumsum(dim=1).cumsum(dim=2)

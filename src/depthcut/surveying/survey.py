@@ -163,7 +163,7 @@ class Observations:
     def best_block(self) -> str:
         """The best block of a quarter of the layers so far: "best: layers 12–19 (8 layers)"."""
         size = max(1, self.layers // 4)
-        mean = torch.stack(self.rows["angular", "last"]).mean(dim=0).tolist()
+        mean = torch.stack(self.rows["angular", "all"]).mean(dim=0).tolist()
         rows = in_rows(mean, self.layers, "block")
         start = min(range(self.layers - size + 1), key=lambda start: rows[start][size - 1])
         return f"best: {layers_in_words([(start, start + size)])}"

@@ -79,7 +79,7 @@ def demo_recipe(*, quick: bool = False) -> Recipe:
             context=256,
             batch_size=2 if quick else 4,
             accumulate=1,
-            steps=20 if quick else 150,
+            steps=20 if quick else 80,
         ),
         evaluate=EvaluateSettings(
             part="held-out",

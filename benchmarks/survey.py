@@ -28,9 +28,7 @@ TARGET = 1.05
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="4 rounds, not 24"
-    )
+    parser.add_argument("--quick", action="store_true", help="4 rounds, not 24")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = parser.parse_args()

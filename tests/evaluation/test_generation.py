@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from depthcut.errors import SettingsError
-from depthcut.evaluation.generation import encode_prompt, generate, generate_all, learned_positions
+from depthcut.evaluation.generation import encode_prompt, generate, generate_all
 from depthcut.model.loading import LoadedModel, from_memory
+from depthcut.model.positions import learned_positions
 from tests.evaluation.models_for_tests import tiny
 from tests.tiny import build_tiny, tiny_tokenizer
 
@@ -103,3 +104,13 @@ def test_only_models_that_learned_positions_have_a_limit(
 def test_a_model_without_tokenizer_cannot_be_prompted() -> None:
     with pytest.raises(SettingsError, match="no tokenizer"):
         next(generate(from_memory(build_tiny("llama"), None), "Hello", new_tokens=4))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2", "opt"])
+def test_prompts_together_give_what_each_gives_alone(model_type: str, tmp_path: Path) -> None:
+    # Left padding must count nowhere: not in positions, not in attention, not in the text.
+    loaded = from_memory(build_tiny(model_type), tiny_tokenizer(tmp_path, chat_template=False))
+    prompts = ("a", "a much longer prompt than the first", "three words here")
+    alone = [generate_all({"m": loaded}, (each,), new_tokens=12)["m"][0] for each in prompts]
+    together = generate_all({"m": loaded}, prompts, new_tokens=12)["m"]
+    assert list(together) == alone

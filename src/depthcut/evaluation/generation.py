@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import StoppingCriteria, TextIteratorStreamer
 
 from depthcut.errors import SettingsError
 from depthcut.model.loading import LoadedModel, in_eval_mode
+from depthcut.model.positions import learned_positions
 from depthcut.progress import progress
 
 _TOGETHER = 16
@@ -126,19 +127,6 @@ def encode_prompt(loaded: LoadedModel, prompt: str, *, new_tokens: int) -> dict[
             f"model has {limit}: lower --new-tokens or give a shorter prompt"
         )
     return inputs
-
-
-def learned_positions(loaded: LoadedModel) -> int | None:
-    """How many tokens a model with an embedding per position can take; None: no such limit."""
-    words = loaded.model.get_input_embeddings()
-    tables = [
-        name
-        for name, module in loaded.backbone.named_modules()
-        if isinstance(module, nn.Embedding) and module is not words
-    ]
-    if not any("pos" in name or "wpe" in name for name in tables):
-        return None
-    return int(loaded.model.config.max_position_embeddings)
 
 
 def _continue(

@@ -129,9 +129,9 @@ def _measure(
 
 
 def _logits(loaded: LoadedModel, batch: Batch) -> Tensor:
-    ids = batch.ids.to(loaded.device)
-    mask = None if bool(batch.mask.all()) else batch.mask.to(loaded.device)
-    output = loaded.model(input_ids=ids, attention_mask=mask, use_cache=False)
+    # No mask: padding stands on the right, where causal attention never looks back from; and a
+    # mask beside a sliding window can leave a row with nothing to attend to, which gives NaN.
+    output = loaded.model(input_ids=batch.ids.to(loaded.device), use_cache=False)
     logits: Tensor = output.logits
     return logits
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from depthcut.errors import SettingsError
-from depthcut.evaluation.generation import learned_positions
 from depthcut.evaluation.quality import vocabulary_size
 from depthcut.model.loading import LoadedModel
+from depthcut.model.positions import learned_positions
 from depthcut.progress import progress
 from depthcut.records import Speed
 from depthcut.settings import EvaluateSettings

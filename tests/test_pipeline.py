@@ -149,7 +149,7 @@ def finished_folders_are_right(folder: Path, expected: Mapping[str, object]) -> 
             assert (folder / name / "depthcut.json").exists()
 
 
-def killed_at_random(recipe: Recipe, tmp_path: Path, *, times: int) -> None:
+def check_killed_at_random(recipe: Recipe, tmp_path: Path, *, times: int) -> None:
     run(recipe, tmp_path / "expected")
     expected = results(tmp_path / "expected")
     path = tmp_path / "recipe.yaml"
@@ -178,12 +178,12 @@ def killed_at_random(recipe: Recipe, tmp_path: Path, *, times: int) -> None:
 
 
 def test_a_killed_run_goes_on_to_the_same_result(recipe: Recipe, tmp_path: Path) -> None:
-    killed_at_random(recipe, tmp_path, times=2)
+    check_killed_at_random(recipe, tmp_path, times=2)
 
 
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(recipe: Recipe, tmp_path: Path) -> None:
-    killed_at_random(recipe, tmp_path, times=20)
+    check_killed_at_random(recipe, tmp_path, times=20)
 
 
 def test_the_python_functions_take_models_and_strings_in_memory(

@@ -70,10 +70,14 @@ def common_recipe(
 
 
 def demo_recipe(*, quick: bool = False) -> Recipe:
-    """The embedded model and text, sized for two cores; `quick` reads and trains less."""
+    """The embedded model and text, sized for two cores; `quick` reads and trains less.
+
+    It takes the layers of lowest block influence: the best block by angular distance may hold
+    layer 11 of this model, which costs three times as much (docs/log.md).
+    """
     return Recipe(
         survey=SurveySettings(part="train", tokens=8192 if quick else 32768),
-        plan=PlanSettings(drop=5),
+        plan=PlanSettings(drop=5, criterion="block-influence"),
         heal=HealSettings(
             part="train",
             context=256,

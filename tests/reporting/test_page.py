@@ -7,9 +7,11 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from depthcut.errors import OutputError
+from depthcut.records import Estimate
 from depthcut.reporting.page import write_report
 from depthcut.settings import PlanSettings
 from tests.reporting.run_for_tests import Run, make_evaluation, make_facts, make_run
@@ -220,3 +222,14 @@ def test_the_report_starts_without_its_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_healed_model_that_beats_its_parent_comes_with_the_reason(tmp_path: Path) -> None:
+    run = make_run()
+    assert run.evaluation
+    pruned, healed = run.evaluation.comparisons
+    better = msgspec.structs.replace(healed, loss_difference=Estimate(value=-0.2, stderr=0.01))
+    evaluation = msgspec.structs.replace(run.evaluation, comparisons=(pruned, better))
+    found = page_of(run._replace(evaluation=evaluation), tmp_path).text
+    assert "Healing trained it on builtin, and the original was not" in found
+    assert "the original was not" not in page_of(make_run(), tmp_path / "other").text

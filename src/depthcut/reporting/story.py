@@ -123,6 +123,11 @@ def _what_it_cost(results: Results) -> list[str]:
         )
     if results.healed and (healed := results.comparison(results.healed)):
         sentences.append(f"Healed, it is {_cost(healed, 'the original')}.")
+        if results.heal and verdict(healed.loss_difference).kind == "better":
+            sentences.append(
+                f"Healing trained it on {results.heal.text.source}, and the original was not: "
+                "this says nothing of what else it knew."
+            )
     return sentences
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from depthcut.checkpoint.folder import model_facts, open_checkpoint
 from depthcut.planning import plan_by_hand
-from depthcut.records import Plan
+from depthcut.records import LayerSlice, Plan
 from depthcut.settings import PlanSettings
 
 TOKENS = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -19,6 +20,13 @@ TOKENS = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(
 def plan_without(folder: Path, removed: Sequence[int], *, source: str = "tiny") -> Plan:
     facts = model_facts(open_checkpoint(folder), source=source)
     return plan_by_hand(facts, PlanSettings(remove=",".join(map(str, removed))))
+
+
+def arranged(plan: Plan, *slices: tuple) -> Plan:
+    """The plan with other slices: (start, stop) or (start, stop, model)."""
+    names = ("start", "stop", "model")
+    made = tuple(LayerSlice(**dict(zip(names, each, strict=False))) for each in slices)
+    return msgspec.structs.replace(plan, slices=made)
 
 
 def logits(model: PreTrainedModel) -> Tensor:

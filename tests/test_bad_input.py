@@ -158,20 +158,19 @@ def test_a_plan_for_another_model(
     assert "another model" in refused("slice", model, plan, "--out", tmp_path / "out")
 
 
-@pytest.mark.parametrize("removed", [(), ((0, 6),), ((5, 7),)], ids=["none", "all", "out of range"])
+@pytest.mark.parametrize("slices", [[(0, 6)], [], [(5, 7)]], ids=["none", "all", "out of range"])
 def test_a_plan_file_that_removes_what_cannot_be(
     refused: Callable[..., str],
     model: Path,
     plan: Path,
     tmp_path: Path,
-    removed: tuple[tuple[int, int], ...],
+    slices: list[tuple[int, int]],
 ) -> None:
-    import msgspec
-
     from depthcut.records import read_record
+    from tests.slices import arranged
 
     edited = tmp_path / "edited.json"
-    write_record(msgspec.structs.replace(read_record(plan, Plan), removed=removed), edited)
+    write_record(arranged(read_record(plan, Plan), *slices), edited)
     line = refused("slice", model, edited, "--out", tmp_path / "out")
     assert "layer" in line
 

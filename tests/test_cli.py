@@ -98,7 +98,8 @@ def test_plan_prints_what_goes_and_writes_the_record(
     code, out, _ = depthcut(
         "plan", survey, "--drop", "50%", "--out", tmp_path / "again.json", "--json"
     )
-    assert json.loads(out)["removed"] == [list(block) for block in plan.removed]
+    slices = [(each["start"], each["stop"]) for each in json.loads(out)["slices"]]
+    assert slices == [(each.start, each.stop) for each in plan.slices]
 
 
 def test_plan_writes_a_mergekit_recipe(depthcut: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from depthcut.checkpoint.architectures import ARCHITECTURES
@@ -15,7 +16,7 @@ from depthcut.checkpoint.folder import model_facts, open_checkpoint
 from depthcut.errors import ArchitectureError, CheckpointError, OutputError, PlanError
 from depthcut.records import Plan, SliceRecord, read_record
 from depthcut.slicing import slice_checkpoint, slice_inputs
-from tests.slices import TOKENS, load_exactly, logits, logits_without, plan_without
+from tests.slices import TOKENS, arranged, load_exactly, logits, logits_without, plan_without
 from tests.tiny import build_tiny, save_tiny, tiny_tokenizer
 
 CUTS = [(0,), (5,), (2, 3), (0, 1, 2), (1, 4), (1, 2, 3, 4), (0, 2, 4), (1, 3, 5), (0, 1, 2, 4, 5)]
@@ -60,7 +61,7 @@ def parent_of(
     folder = tmp_path / "parent"
     model = build_tiny(model_type, tied=tied, **changes)
     save_tiny(model, folder, max_shard_size=SHARD_BYTES[files])
-    return Parent(load_exactly(folder), folder, ARCHITECTURES[model_type].stack)
+    return Parent(load_exactly(folder), folder, ARCHITECTURES[model_type].stacks[0])
 
 
 def assert_equals_deletion(parent: Parent, removed: tuple[int, ...], out: Path) -> None:
@@ -131,6 +132,93 @@ def test_inverse_layer_scaling_allows_only_the_last_layers_to_go(tmp_path: Path)
     with pytest.raises(ArchitectureError, match=r"scale_attn_by_inverse.* works: layers 4–5"):
         slice_checkpoint(parent.folder, plan_without(parent.folder, (1, 2)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "slices"),
+    [
+        ("llama", [(0, 4), (2, 6)]),
+        ("llama", [(3, 6), (0, 3)]),
+        ("gemma3_text", [(0, 3), (0, 3), (5, 6)]),
+        ("qwen3_moe", [(4, 6), (1, 3), (2, 3)]),
+    ],
+)
+def test_layers_can_be_repeated_and_reordered(
+    tmp_path: Path, model_type: str, slices: list[tuple[int, int]]
+) -> None:
+    parent = parent_of(tmp_path, model_type, files="sharded")
+    plan = arranged(plan_without(parent.folder, (2,)), *slices)
+    record = slice_checkpoint(parent.folder, plan, tmp_path / "out")
+    order = [layer for start, stop in slices for layer in range(start, stop)]
+    assert record.result.layers == len(order)
+    layers = parent.model.get_submodule(parent.stack)
+    parent.model.set_submodule(parent.stack, nn.ModuleList(layers[layer] for layer in order))
+    parent.model.config.num_hidden_layers = len(order)
+    if types := getattr(parent.model.config, "layer_types", None):
+        parent.model.config.layer_types = [types[layer] for layer in order]
+    assert torch.equal(logits(load_exactly(tmp_path / "out")), logits(parent.model))
+
+
+def test_a_reordered_leading_count_is_refused(tmp_path: Path) -> None:
+    parent = parent_of(tmp_path, "qwen2", use_sliding_window=True, max_window_layers=3)
+    plan = arranged(plan_without(parent.folder, (2,)), (3, 6), (0, 3))
+    with pytest.raises(ArchitectureError, match="max_window_layers would have to give"):
+        slice_checkpoint(parent.folder, plan, tmp_path / "out")
+
+
+def test_a_plan_of_another_model_can_be_used_on_a_copy_of_the_same_shape(tmp_path: Path) -> None:
+    parent = parent_of(tmp_path, "llama")
+    plan = plan_without(parent.folder, (1, 2))
+    copy = save_tiny(parent.model.to(torch.bfloat16), tmp_path / "copy")
+    with pytest.raises(PlanError, match="say --other-model if this is a copy"):
+        slice_checkpoint(copy, plan, tmp_path / "out")
+    record = slice_checkpoint(copy, plan, tmp_path / "out", other_model=True)
+    assert (record.result.layers, record.result.dtype) == (4, "bfloat16")
+    wide = save_tiny(build_tiny("llama", hidden_size=24), tmp_path / "wide")
+    with pytest.raises(PlanError, match=r"6 layers of width 48.* has 6 of width 24"):
+        slice_checkpoint(wide, plan, tmp_path / "no", other_model=True)
+
+
+def test_an_unknown_type_is_finished_only_after_its_proof(tmp_path: Path) -> None:
+    parent = parent_of(tmp_path, "qwen3")
+    config = json.loads((parent.folder / "config.json").read_text())
+    config["model_type"] = "news"
+    (parent.folder / "config.json").write_text(json.dumps(config))
+    plan = plan_without(parent.folder, (0, 4))
+
+    def refuse(folder: Path) -> None:
+        assert json.loads((folder / "config.json").read_text())["layer_types"] == [
+            config["layer_types"][layer] for layer in (1, 2, 3, 5)
+        ]
+        raise CheckpointError("it does not load")
+
+    with pytest.raises(CheckpointError, match="does not load"):
+        slice_checkpoint(parent.folder, plan, tmp_path / "out", verify=refuse)
+    assert not (tmp_path / "out").exists()
+    slice_checkpoint(parent.folder, plan, tmp_path / "out", verify=lambda folder: None)
+    (tmp_path / "out" / "config.json").write_text(
+        (tmp_path / "out" / "config.json").read_text().replace("news", "qwen3")
+    )
+    expected = logits_without(parent.model, parent.stack, (0, 4))
+    assert torch.equal(logits(load_exactly(tmp_path / "out")), expected)
+
+
+def test_layers_that_only_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
+    # As layer 61 of DeepSeek-V3: num_nextn_predict_layers beyond num_hidden_layers.
+    parent = parent_of(tmp_path, "llama", num_nextn_predict_layers=1)
+    weights = load_file(parent.folder / "model.safetensors")
+    extra = {
+        name.replace("layers.5", "layers.6"): value.clone()
+        for name, value in weights.items()
+        if "layers.5" in name
+    }
+    save_file(weights | extra, parent.folder / "model.safetensors", {"format": "pt"})
+    plan = plan_without(parent.folder, (1,))
+    assert plan.model.layers == 6
+    slice_checkpoint(parent.folder, plan, tmp_path / "out")
+    assert open_checkpoint(tmp_path / "out").config["num_nextn_predict_layers"] == 0
+    expected = logits_without(parent.model, parent.stack, (1,))
+    assert torch.equal(logits(load_exactly(tmp_path / "out")), expected)
 
 
 # --- files -------------------------------------------------------------------------------------
@@ -292,7 +380,7 @@ def test_the_card_keeps_what_holds_of_the_parents(tmp_path: Path) -> None:
     }
     assert "layers 2–3 (2 layers)" in card
     assert plan.model.digest in card
-    assert "--remove 2-3" in card
+    assert "depthcut slice some/parent plan.json" in card
     assert "model-index" not in card
     assert "99 %" not in card
 
@@ -332,21 +420,21 @@ def test_a_plan_for_another_model_is_refused(tiny_llama: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("removed", "message"),
+    ("slices", "message"),
     [
-        ((), "removes none of 6 layers"),
-        (((0, 6),), "removes all 6 layers"),
-        (((5, 7),), "within the model's layers 0–5"),
-        (((-1, 2),), "within"),
-        (((3, 3),), "ascending"),
-        (((3, 4), (2, 3)), "ascending"),
-        (((2, 4), (3, 5)), "apart"),
+        ([(0, 6)], "removes none of 6 layers"),
+        ([], "removes all 6 layers"),
+        ([(5, 7)], "within the model's layers 0–5"),
+        ([(-1, 2)], "within"),
+        ([(3, 3)], "within"),
+        ([(3, 2)], "within"),
+        ([(0, 2, "other")], "layers of other beside those of tiny"),
     ],
 )
-def test_impossible_removals_are_refused(
-    tiny_llama: Path, tmp_path: Path, removed: tuple[tuple[int, int], ...], message: str
+def test_impossible_plans_are_refused(
+    tiny_llama: Path, tmp_path: Path, slices: list[tuple], message: str
 ) -> None:
-    plan = msgspec.structs.replace(plan_without(tiny_llama, (2,)), removed=removed)
+    plan = arranged(plan_without(tiny_llama, (2,)), *slices)
     with pytest.raises(PlanError, match=message):
         slice_checkpoint(tiny_llama, plan, tmp_path / "out")
     assert_nothing_at(tmp_path)
@@ -359,14 +447,14 @@ def test_an_existing_output_is_never_overwritten(tiny_llama: Path, tmp_path: Pat
     assert_nothing_at(tmp_path / "out")
 
 
-def test_an_unknown_architecture_is_refused_before_writing(
+def test_an_unknown_architecture_needs_a_proof_before_writing(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
     folder = save_tiny(build_tiny("llama"), tmp_path / "parent")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "lama"}))
-    with pytest.raises(ArchitectureError, match=r"'lama' is not supported \(did you mean llama"):
-        slice_checkpoint(folder, plan_without(tiny_llama, (2,)), tmp_path / "place" / "out")
+    with pytest.raises(ArchitectureError, match=r"'lama' is not in depthcut's table.*verified"):
+        slice_checkpoint(folder, plan_without(folder, (2,)), tmp_path / "place" / "out")
     assert not (tmp_path / "place").exists()
 
 

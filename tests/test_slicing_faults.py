@@ -59,6 +59,25 @@ def test_a_disk_too_small_is_refused_before_copying(
     assert leave_nothing(tmp_path / "p")
 
 
+def test_a_source_that_is_written_meanwhile_leaves_nothing(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "parent"
+    shutil.copytree(tiny_llama, folder)
+    plan, weights = plan_without(folder, (2,)), folder / "model.safetensors"
+    real = copying.write_ranges
+
+    def writing(target: Path, *arguments: object, **options: object) -> None:
+        if target.name == weights.name:
+            weights.write_bytes(weights.read_bytes()[::-1])
+        real(target, *arguments, **options)
+
+    monkeypatch.setattr("depthcut.slicing.checkpoint.write_ranges", writing)
+    with pytest.raises(CheckpointError, match="was changed while it was read"):
+        slice_checkpoint(folder, plan, tmp_path / "place" / "out")
+    assert list((tmp_path / "place").iterdir()) == []
+
+
 def test_a_source_that_shrinks_meanwhile_leaves_nothing(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,7 +91,7 @@ def test_a_source_that_shrinks_meanwhile_leaves_nothing(
             os.truncate(weights, weights.stat().st_size // 2)
         real(target, *arguments, **options)
 
-    monkeypatch.setattr("depthcut.slicing.write_ranges", shrinking)
+    monkeypatch.setattr("depthcut.slicing.checkpoint.write_ranges", shrinking)
     with pytest.raises(CheckpointError, match="was changed meanwhile"):
         slice_checkpoint(folder, plan, tmp_path / "p" / "out")
     assert leave_nothing(tmp_path / "p")

@@ -122,7 +122,7 @@ class _Stages:
         path = self.folder / "pruned"
         if not self._found(path, SliceRecord, slice_inputs(plan)):
             self._made(
-                f"slice: {plan.words} go",
+                f"slice: the model {plan.change}",
                 lambda: api.slice(self.recipe.model, plan, path, load=self.recipe.load),
             )
         return path

@@ -21,6 +21,8 @@ from depthcut.records import (
     Scores,
     Survey,
     inputs_digest,
+    merged,
+    slices_without,
 )
 from depthcut.settings import PlanSettings
 
@@ -57,7 +59,7 @@ def plan_from_survey(survey: Survey, settings: PlanSettings) -> Plan:
         model=survey.model,
         settings=settings,
         survey=survey.origin.inputs,
-        removed=choice,
+        slices=slices_without(choice, survey.model.layers),
         score=_score(scores, choice),
         alternatives=tuple(
             Alternative(
@@ -89,7 +91,7 @@ def plan_by_hand(model: ModelFacts, settings: PlanSettings) -> Plan:
         model=model,
         settings=settings,
         survey=None,
-        removed=removed,
+        slices=slices_without(removed, model.layers),
         score=None,
         alternatives=(),
         warnings=_warnings(removed, model.layers),
@@ -119,17 +121,6 @@ def layer_set(text: str, layers: int) -> tuple[int, ...]:
             f"there is no layer {max(found)}: the model has {layers}, numbered 0 to {layers - 1}"
         )
     return tuple(sorted(found))
-
-
-def merged(layers: Iterable[int]) -> tuple[Block, ...]:
-    """Layers as the fewest blocks [start, stop)."""
-    blocks: list[Block] = []
-    for layer in sorted(layers):
-        if blocks and blocks[-1][1] == layer:
-            blocks[-1] = (blocks[-1][0], layer + 1)
-        else:
-            blocks.append((layer, layer + 1))
-    return tuple(blocks)
 
 
 def layer_count(blocks: Iterable[Block]) -> int:

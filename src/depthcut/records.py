@@ -8,8 +8,9 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
@@ -185,8 +186,17 @@ class Alternative(Record, frozen=True, kw_only=True):
     """Its score minus the plan's, paired over sequences."""
 
 
+class LayerSlice(Record, frozen=True, kw_only=True):
+    """Consecutive layers [start, stop) of a model, taken in this order."""
+
+    start: int
+    stop: int
+    model: str | None = None
+    """Whose layers; None: the plan's own model."""
+
+
 class Plan(Record, frozen=True, kw_only=True):
-    """Which layers of a model are removed, and why."""
+    """Which layers of a model make up the new one, in order, and why."""
 
     kind: Literal["plan"] = "plan"
     origin: Origin
@@ -194,11 +204,33 @@ class Plan(Record, frozen=True, kw_only=True):
     settings: PlanSettings
     survey: str | None
     """`inputs` of the survey that it came from; None: chosen by hand."""
-    removed: tuple[Block, ...]
+    slices: tuple[LayerSlice, ...]
+    """What the new model is made of. Layers that no slice names are removed."""
     score: float | None
     alternatives: tuple[Alternative, ...]
     """The runners-up, best first."""
     warnings: tuple[str, ...]
+
+    @property
+    def kept_layers(self) -> tuple[int, ...]:
+        """The source layer of each new layer; ascending unless the plan rearranges."""
+        return tuple(layer for each in self.slices for layer in range(each.start, each.stop))
+
+    @property
+    def removed(self) -> tuple[Block, ...]:
+        """The fewest blocks of all layers that no slice names."""
+        kept = set(self.kept_layers)
+        return merged(layer for layer in range(self.model.layers) if layer not in kept)
+
+    @property
+    def removed_layers(self) -> tuple[int, ...]:
+        return tuple(layer for start, stop in self.removed for layer in range(start, stop))
+
+    @property
+    def rearranges(self) -> bool:
+        """Whether layers are repeated or change their order."""
+        kept = self.kept_layers
+        return any(second <= first for first, second in pairwise(kept))
 
     @property
     def words(self) -> str:
@@ -206,20 +238,18 @@ class Plan(Record, frozen=True, kw_only=True):
         return layers_in_words(self.removed)
 
     @property
-    def removed_layers(self) -> tuple[int, ...]:
-        return tuple(layer for start, stop in self.removed for layer in range(start, stop))
-
-    @property
-    def kept_layers(self) -> tuple[int, ...]:
-        gone = set(self.removed_layers)
-        return tuple(layer for layer in range(self.model.layers) if layer not in gone)
+    def change(self) -> str:
+        """What becomes of the stack: "without layers 12–18 (7 layers)"."""
+        if not self.rearranges:
+            return f"without {self.words}"
+        return f"as {layers_in_words([(each.start, each.stop) for each in self.slices])}"
 
     def to_frame(self) -> "DataFrame":
         """One row for the choice and each runner-up, best first; needs pandas."""
         return data_frame(("layers", "score", "difference", "stderr"), self._choices())
 
     def _repr_html_(self) -> str:
-        caption = f"Plan for {self.model.source}: remove {self.words} of {self.model.layers}"
+        caption = f"Plan for {self.model.source}: {self.model.layers} layers {self.change}"
         columns = ("removes", "score", "difference to the plan", "± stderr")
         return html_table(". ".join((caption, *self.warnings)), columns, self._choices())
 
@@ -363,10 +393,30 @@ def _value_and_error(estimate: Estimate | None) -> tuple[float | None, float | N
     return (estimate.value, estimate.stderr) if estimate else (None, None)
 
 
+def merged(layers: Iterable[int]) -> tuple[Block, ...]:
+    """Layers as the fewest blocks [start, stop), ascending."""
+    blocks: list[Block] = []
+    for layer in sorted(set(layers)):
+        if blocks and blocks[-1][1] == layer:
+            blocks[-1] = (blocks[-1][0], layer + 1)
+        else:
+            blocks.append((layer, layer + 1))
+    return tuple(blocks)
+
+
+def slices_without(removed: Sequence[Block], layers: int) -> tuple[LayerSlice, ...]:
+    """What is left of `layers` layers once the blocks are gone."""
+    gone = {layer for start, stop in removed for layer in range(start, stop)}
+    kept = merged(layer for layer in range(layers) if layer not in gone)
+    return tuple(LayerSlice(start=start, stop=stop) for start, stop in kept)
+
+
 def layers_in_words(blocks: Sequence[Block]) -> str:
     """Blocks for people, both ends included: "layers 3–5 and 12 (4 layers)"."""
     spans = [str(start) if stop - start == 1 else f"{start}–{stop - 1}" for start, stop in blocks]
     count = sum(stop - start for start, stop in blocks)
+    if not count:
+        return "no layer (0 layers)"
     names = " and ".join(filter(None, [", ".join(spans[:-1]), *spans[-1:]]))
     return f"layer {names} (1 layer)" if count == 1 else f"layers {names} ({count} layers)"
 

@@ -45,7 +45,7 @@ def test_facts_agree_with_the_model_in_memory(
     model = build_tiny(model_type, tied=tied).to(torch.bfloat16)
     save_tiny(model, tmp_path)
     facts = model_facts(open_checkpoint(tmp_path), source="tiny")
-    stack = model.get_submodule(ARCHITECTURES[model_type].stack)
+    stack = model.get_submodule(ARCHITECTURES[model_type].stacks[0])
     counts = tuple(sum(each.numel() for each in layer.parameters()) for layer in stack)
     assert facts.layer_parameters == counts
     assert facts.parameters == sum(each.numel() for each in model.parameters())
@@ -227,6 +227,7 @@ def test_config_and_weights_of_different_depth(single: Path, layers: int) -> Non
 
 
 def test_a_model_type_that_is_not_supported(single: Path) -> None:
-    edit(single / "config.json", lambda config: config.update(model_type="qwen4"))
-    with pytest.raises(ArchitectureError, match=r"'qwen4' is not supported \(did you mean qwen"):
+    changes = {"model_type": "qwen9", "num_hidden_layers": 5}
+    edit(single / "config.json", lambda config: config.update(changes))
+    with pytest.raises(ArchitectureError, match=r"'qwen9' is not in depthcut's table \(did you"):
         model_facts(open_checkpoint(single), source="x")

@@ -4,12 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthcut.checkpoint.architectures import ARCHITECTURES, cut_config
+from depthcut.checkpoint.architectures import ARCHITECTURES
+from depthcut.checkpoint.configs import cut_config
 from depthcut.checkpoint.fields import Cut
-from depthcut.checkpoint.names import LayerNames, renumber_module_names
+from depthcut.checkpoint.names import LayerNames, ModuleNames
 from depthcut.errors import ArchitectureError
 
-STACKS = sorted({architecture.stack for architecture in ARCHITECTURES.values()})
+STACKS = sorted({stack for entry in ARCHITECTURES.values() for stack in entry.stacks})
 TAILS = st.from_regex(r"[a-z_]{1,8}(\.[a-z0-9_]{1,8}){0,3}", fullmatch=True)
 
 
@@ -17,7 +18,7 @@ TAILS = st.from_regex(r"[a-z_]{1,8}(\.[a-z0-9_]{1,8}){0,3}", fullmatch=True)
 def test_renumbering_changes_the_layer_and_nothing_else(
     stack: str, old: int, new: int, tail: str
 ) -> None:
-    names = LayerNames(stack)
+    names = LayerNames((stack,))
     for path in (stack, stack.partition(".")[2]):  # the causal LM, the bare decoder
         name = f"{path}.{old}.{tail}"
         assert (names.layer(name), names.tail(name)) == (old, tail)
@@ -35,7 +36,7 @@ def test_a_cut_gives_every_kept_tensor_its_own_name(
     stack: str, layers: int, data: st.DataObject, tails: list[str]
 ) -> None:
     kept = data.draw(st.sets(st.integers(0, layers - 1), min_size=1).map(sorted))
-    names = LayerNames(stack)
+    names = LayerNames((stack,))
     renamed = {
         names.renumber(f"{stack}.{old}.{tail}", new)
         for new, old in enumerate(kept)
@@ -61,7 +62,7 @@ def test_a_cut_gives_every_kept_tensor_its_own_name(
     ],
 )
 def test_other_names_belong_to_no_layer_and_stay(name: str) -> None:
-    names = LayerNames("model.layers")
+    names = LayerNames(("model.layers",))
     assert names.layer(name) is None
     assert names.renumber(name, 1) == name
 
@@ -73,7 +74,7 @@ def test_module_names_in_a_config_follow_the_layers() -> None:
         "exact": {"model.layers.0.mlp": {"bits": 4}, "model.layers.4.mlp": {"bits": 8}},
         "bits": 4,
     }
-    after = renumber_module_names(before, "model.layers", Cut(6, (0, 3, 5)))
+    after = ModuleNames(("model.layers",), Cut(6, (0, 3, 5))).renumbered(before)
     assert after == {
         "modules_to_not_convert": ["lm_head", "layers.2.self_attn"],
         "ignore": ["re:.*lm_head", "model.layers.1"],
@@ -85,10 +86,10 @@ def test_module_names_in_a_config_follow_the_layers() -> None:
 @pytest.mark.parametrize(
     "pattern",
     [
-        r"re:model\.layers\.3\..*",
-        "re:.*layers.(3|4).mlp",
         r"model\.layers\.[0-3]\.mlp",
-        "vision.layers.3.mlp",
+        "model.layers.([2-4]).mlp",
+        "model.layers.{0,1}.mlp",
+        "transformer.layers.3.mlp",
         "model.layers.17.mlp",
     ],
 )
@@ -106,3 +107,29 @@ def test_patterns_that_number_layers_are_refused(pattern: str) -> None:
 def test_other_text_is_left_alone(text: str) -> None:
     config = {"model_type": "llama", "num_hidden_layers": 6, "note": text}
     assert cut_config(config, [0, 1])["note"] == text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        (r"re:model\.layers\.3\..*", [r"re:model\.layers\.1\..*", r"re:model\.layers\.2\..*"]),
+        (r"-:.*\.layers\.0\.mlp.*", [r"-:.*\.layers\.0\.mlp.*"]),
+        ("re:.*layers.(0|3|4).mlp", ["re:.*layers.(0|1|2).mlp"]),
+        ("re:.*layers.(?:1|4).mlp", []),
+        (r"model\.layers\.4\.mlp", []),
+        (r"model\.layers\.\d+\.mlp", [r"model\.layers\.\d+\.mlp"]),
+        (r"model\.layers\.[0-9]+\.mlp", [r"model\.layers\.[0-9]+\.mlp"]),
+        ("vision_tower.encoder.layers.3.mlp", ["vision_tower.encoder.layers.3.mlp"]),
+    ],
+)
+def test_patterns_with_numbers_follow_the_layers(pattern: str, expected: list[str]) -> None:
+    names = ModuleNames(("model.layers",), Cut(6, (0, 3, 3, 5)))
+    assert names.renumbered([pattern]) == expected
+
+
+def test_a_single_name_of_a_removed_layer_becomes_nothing() -> None:
+    names = ModuleNames(("model.layers",), Cut(6, (0, 3)))
+    assert names.renumbered({"a": "model.layers.1.mlp", "b": "model.layers.3.mlp"}) == {
+        "a": None,
+        "b": "model.layers.1.mlp",
+    }

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from depthcut.records import ModelFacts, Plan, layers_in_words
+from depthcut.records import ModelFacts, Plan
 
 _KEPT_KEYS = (
     "license",
@@ -42,22 +42,22 @@ def slice_card(parent: Path, plan: Plan, result: ModelFacts, *, name: str, versi
 
 
 def _body(plan: Plan, result: ModelFacts, *, name: str, version: str) -> str:
-    before, words = plan.model, layers_in_words(plan.removed)
+    before = plan.model
     share = 1 - result.parameters / before.parameters
-    ranges = ",".join(f"{a}-{b - 1}" if b - a > 1 else f"{a}" for a, b in plan.removed)
+    than = "fewer" if share >= 0 else "more"
     return f"""\
 # {name}
 
-`{before.source}` without {words} of its {before.layers} (counted from 0): {result.layers} layers
-and {result.parameters:,} parameters are left, {share:.1%} fewer. The weights that are left are
-the parent's, bit for bit; nothing was trained after the cut.
+`{before.source}` ({before.layers} layers, counted from 0) {plan.change}:
+{result.layers} layers and {result.parameters:,} parameters, {abs(share):.1%} {than}. The
+weights are the parent's, bit for bit; nothing was trained after the cut.
 
 ## Provenance
 
 | | |
 |---|---|
 | parent | `{before.source}` (digest `{before.digest}`) |
-| removed | {words} |
+| layers | {before.layers} {plan.change} |
 | chosen by | {_chosen_by(plan)} |
 | this model's digest | `{result.digest}` |
 | made with | depthcut {version} |
@@ -76,7 +76,6 @@ tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")
 ## Make it again
 
 ```
-depthcut plan {before.source} --remove {ranges} --out plan.json
 depthcut slice {before.source} plan.json --out NEW_FOLDER
 ```
 """

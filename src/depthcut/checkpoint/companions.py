@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from depthcut.checkpoint.copying import copy_file
-from depthcut.checkpoint.fields import Cut
 from depthcut.checkpoint.folder import read_object
-from depthcut.checkpoint.names import renumber_module_names
+from depthcut.checkpoint.names import ModuleNames
 
 _REPLACED = frozenset({"config.json", "README.md", "plan.json", "depthcut.json"})
 """Written anew for the sliced model."""
@@ -79,7 +78,7 @@ def companions(folder: Path, config: Mapping[str, object]) -> Iterator[Path]:
 
 
 def carry_companions(
-    folder: Path, config: Mapping[str, object], out: Path, *, stack: str, cut: Cut
+    folder: Path, config: Mapping[str, object], out: Path, names: ModuleNames
 ) -> None:
     """Copy the companions from `folder` to `out`, module names in them renumbered.
 
@@ -90,7 +89,7 @@ def carry_companions(
     for relative in companions(folder, config):
         (out / relative).parent.mkdir(exist_ok=True)
         if relative.name in _QUANTIZATION_NAMES:
-            settings = renumber_module_names(read_object(folder / relative), stack, cut)
+            settings = names.renumbered(read_object(folder / relative))
             (out / relative).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         else:
             copy_file(folder / relative, out / relative)

@@ -1,34 +1,40 @@
 """The ways in which a config speaks of its layers, and how each is cut.
 
-Each kind is a small immutable description with one method, `cut`, that makes this field of a
-config fit the kept layers. A cut that the field cannot say raises
-ArchitectureError; whoever asked looks for a nearby cut that it can.
+Each kind of field has two directions. `read` turns what the config says into one value for each
+layer. `write` offers configs that may say given values. A cut reads the values, takes those of
+the kept layers, and accepts the first offer that reads back as exactly these. So a kind cannot
+cut wrongly, at worst it refuses.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from depthcut.errors import ArchitectureError
 
 Config = Mapping[str, object]
-Rule = Callable[[Config, int], list[str]]
-"""What a config class fills a missing list with: (config, number of layers) -> one entry each."""
+Values = list[object]
+Rule = Callable[[Config, int], Values]
+"""(config, number of layers) -> one value for each layer."""
+Offers = Callable[[Config, Values], Iterator[Config]]
+"""(config, one value for each layer) -> configs that may say so."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Which of the layers stay."""
+    """Which layers the new stack is made of."""
 
     layers: int
     """How many there were."""
     kept: tuple[int, ...]
-    """Ascending."""
+    """The old layer of each new one; any order, repeats allowed."""
 
-    @property
-    def only_trailing(self) -> bool:
-        """Whether every kept layer keeps its index."""
-        return self.kept == tuple(range(len(self.kept)))
+
+class Reference(NamedTuple):
+    """A value that points at a layer, and follows it where it goes."""
+
+    layer: int
 
 
 class Field(Protocol):
@@ -38,9 +44,42 @@ class Field(Protocol):
     def keys(self) -> tuple[str, ...]:
         """The config's keys that it is responsible for."""
 
-    def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
-        """`current`, a copy of the whole model's `config` in which other fields may be cut already,
-        with this field cut too. Raises ArchitectureError where that is impossible."""
+    def read(self, config: Config, layers: int) -> Values | None:
+        """One value for each layer; None: the config says nothing.
+
+        Raises ArchitectureError for a value that cannot be understood.
+        """
+
+    def write(self, config: Config, values: Values) -> Iterator[Config]:
+        """Configs that differ from `config` in this field and may say `values`, best first."""
+
+
+def cut_field(field: Field, config: Config, current: Config, cut: Cut) -> Config:
+    """`current`, in which other fields may be cut already, with this field cut too.
+
+    Args:
+        field: What is cut.
+        config: The whole model's config.
+        current: The new model's config so far.
+        cut: The layers that stay.
+
+    Raises:
+        ArchitectureError: The field cannot be read, or cannot say this cut.
+    """
+    before = field.read(config, cut.layers)
+    if before is None:
+        return current
+    wanted = [_carried(before[old], new, cut, field) for new, old in enumerate(cut.kept)]
+    for offer in field.write(current, wanted):
+        try:
+            if field.read(offer, len(wanted)) == wanted:
+                return offer
+        except ArchitectureError:
+            continue
+    raise ArchitectureError(
+        f"config.json cannot say this cut: {' and '.join(field.keys)} would have to give "
+        f"{_short(wanted)} for the layers that stay"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +94,59 @@ class PerLayerList:
     default: Rule | None = None
     sources: tuple[str, ...] = ()
     """Keys that `default` reads and that are dropped once they no longer tell the truth."""
+    longer: bool = False
+    """Whether the model takes a list with more entries than there are layers."""
 
     @property
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
 
-    def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
-        result = dict(current)
+    def read(self, config: Config, layers: int) -> Values | None:
         entries = config.get(self.key)
-        if entries is None and self.default is None:
-            return result
-        if entries is None and self.default is not None:
-            entries = self.default(config, cut.layers)
-        if not isinstance(entries, list) or len(entries) != cut.layers:
-            found = f"{len(entries)} entries" if isinstance(entries, list) else repr(entries)
+        if entries is None:
+            return None if self.default is None else self.default(config, layers)
+        if isinstance(entries, list) and self.longer:
+            entries = entries[:layers]
+        if not isinstance(entries, list) or len(entries) != layers:
+            found = f"{len(entries)} entries" if isinstance(entries, list) else _short(entries)
             raise ArchitectureError(
-                f"config.json: {self.key} must be a list of {cut.layers} entries, one for each "
-                f"layer, found {found}; correct the config"
+                f"config.json: {self.key} must be a list of {layers} entries, one for each layer, "
+                f"found {found}; correct the config"
             )
-        kept = [entries[layer] for layer in cut.kept]
-        holds = self.default is not None and self.default(result, len(kept)) == kept
-        if self.key in config or not holds:
-            result[self.key] = kept
-        if not holds:
-            for source in self.sources:
-                result.pop(source, None)
-        return result
+        return entries
+
+    def write(self, config: Config, values: Values) -> Iterator[Config]:
+        holds = self.default is not None and _default(self.default, config, values) == values
+        if holds and config.get(self.key) is None:
+            yield config
+        dropped = () if holds else self.sources
+        yield {key: value for key, value in config.items() if key not in dropped} | {
+            self.key: values
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class IndexList:
+    """A list of the layers that are of one kind, such as mlp_only_layers."""
+
+    key: str
+    default: tuple[int, ...] | None = None
+    """What the config class assumes where the key is missing."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def read(self, config: Config, layers: int) -> Values | None:
+        named = layer_indices(config, self.key, layers)
+        if named is None and self.default is not None:
+            named = set(self.default)
+        return None if named is None else [layer in named for layer in range(layers)]
+
+    def write(self, config: Config, values: Values) -> Iterator[Config]:
+        if self.key not in config:
+            yield config
+        yield {**config, self.key: [layer for layer, value in enumerate(values) if value]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,27 +159,30 @@ class IndexMap:
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
 
-    def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
-        result = dict(current)
+    def read(self, config: Config, layers: int) -> Values | None:
         entries = config.get(self.key)
         if entries is None:
-            return result
-        if not isinstance(entries, dict) or not all(name.isdecimal() for name in entries):
+            return None
+        if not isinstance(entries, dict) or not all(
+            isinstance(name, str) and name.isascii() and name.isdecimal() for name in entries
+        ):
             raise ArchitectureError(
                 f"config.json: {self.key} must be an object whose keys are layers, counted from 0"
             )
-        by_layer = {int(name): value for name, value in entries.items()}
-        result[self.key] = {
-            str(new): by_layer[old] for new, old in enumerate(cut.kept) if old in by_layer
-        }
-        return result
+        by_layer = {int(name): value for name, value in entries.items() if len(name) < 9}
+        return [(layer in by_layer, by_layer.get(layer)) for layer in range(layers)]
+
+    def write(self, config: Config, values: Values) -> Iterator[Config]:
+        pairs = [value for value in values if isinstance(value, tuple)]
+        entries = {str(layer): value for layer, (given, value) in enumerate(pairs) if given}
+        yield {**config, self.key: entries}
 
 
 @dataclass(frozen=True, slots=True)
 class LeadingCount:
-    """How many of the first layers are of one kind, such as max_window_layers.
+    """How many of the first layers are of one kind, such as first_k_dense_replace.
 
-    Any cut can be said: as many of them stay as are kept. A number beyond the last layer stays.
+    It can say any cut that keeps the order. A number beyond the last layer stays.
     """
 
     key: str
@@ -124,66 +193,80 @@ class LeadingCount:
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
 
-    def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
-        result = dict(current)
-        count = config.get(self.key)
-        if count is None:
-            count = self.default
-        if count is None:
-            return result
-        if type(count) is not int:
-            raise ArchitectureError(f"config.json: {self.key} must be a number, found {count!r}")
-        if count < cut.layers:
-            result[self.key] = sum(layer < count for layer in cut.kept)
-        return result
+    def read(self, config: Config, layers: int) -> Values | None:
+        count = whole_number(config, self.key, self.default)
+        return None if count is None else [layer < count for layer in range(layers)]
+
+    def write(self, config: Config, values: Values) -> Iterator[Config]:
+        yield config
+        yield {**config, self.key: sum(map(bool, values))}
 
 
 @dataclass(frozen=True, slots=True)
-class PeriodWithExceptions:
-    """Every so-manieth layer is sparse (period p: layers p-1, 2p-1, ...), except those listed.
+class TrailingCount:
+    """How many of the last layers are of one kind."""
 
-    Any cut can be said: where the period no longer holds it becomes 1, and the list takes
-    the rest.
-    """
-
-    period: str
-    exceptions: str
+    key: str
+    default: int | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return (self.period, self.exceptions)
+        return (self.key,)
 
-    def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
-        result = dict(current)
-        period = config.get(self.period, 1)
-        if type(period) is not int or period < 1:
-            raise ArchitectureError(
-                f"config.json: {self.period} must be a positive number, found {period!r}"
-            )
-        dense = _indices(config, self.exceptions) or set()
-        sparse_before = {
-            layer for layer in range(cut.layers) if (layer + 1) % period == 0 and layer not in dense
-        }
-        sparse = {new for new, old in enumerate(cut.kept) if old in sparse_before}
-        if any((layer + 1) % period for layer in sparse):
-            period = 1
-            result[self.period] = period
-        exceptions = [
-            layer
-            for layer in range(len(cut.kept))
-            if (layer + 1) % period == 0 and layer not in sparse
-        ]
-        if exceptions or config.get(self.exceptions):
-            result[self.exceptions] = exceptions
-        return result
+    def read(self, config: Config, layers: int) -> Values | None:
+        count = whole_number(config, self.key, self.default)
+        return None if count is None else [layer >= layers - count for layer in range(layers)]
+
+    def write(self, config: Config, values: Values) -> Iterator[Config]:
+        yield config
+        yield {**config, self.key: sum(map(bool, values))}
 
 
 @dataclass(frozen=True, slots=True)
-class DependsOnIndex:
-    """A switch under which the forward pass computes with the layer's index.
+class Period:
+    """Every so-manieth layer is of another kind: those with (layer - offset) % period == 0.
 
-    A kept layer must keep its index then: only the last layers can go.
+    Where the kept layers have no period the cut is refused.
     """
+
+    key: str
+    default: int | None = None
+    offset: str | int = 0
+    """A number, or the key that gives it; -1: layers p-1, 2p-1, ..."""
+    offset_default: int = 0
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key, self.offset) if isinstance(self.offset, str) else (self.key,)
+
+    def read(self, config: Config, layers: int) -> Values | None:
+        period = whole_number(config, self.key, self.default)
+        if period is None:
+            return None
+        if isinstance(self.offset, str):
+            offset = whole_number(config, self.offset, self.offset_default) or 0
+        else:
+            offset = self.offset
+        if period < 1:
+            raise ArchitectureError(
+                f"config.json: {self.key} must be a positive number, found {period}"
+            )
+        return [(layer - offset) % period == 0 for layer in range(layers)]
+
+    def write(self, config: Config, values: Values) -> Iterator[Config]:
+        yield config
+        hits = [layer for layer, value in enumerate(values) if value]
+        period = hits[1] - hits[0] if len(hits) > 1 else len(values) + 1
+        for choice in (period, hits[0] + 1) if hits else (period,):
+            offer = {**config, self.key: choice}
+            yield offer
+            if isinstance(self.offset, str):
+                yield {**offer, self.offset: hits[0] % choice if hits else choice - 1}
+
+
+@dataclass(frozen=True, slots=True)
+class PatternString:
+    """A string with one character for each layer, such as hybrid_override_pattern."""
 
     key: str
 
@@ -191,26 +274,115 @@ class DependsOnIndex:
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
 
-    def cut(self, config: Config, current: Config, cut: Cut) -> dict[str, object]:
-        if config.get(self.key) and not cut.only_trailing:
+    def read(self, config: Config, layers: int) -> Values | None:
+        pattern = config.get(self.key)
+        if pattern is None:
+            return None
+        if not isinstance(pattern, str) or len(pattern) != layers:
             raise ArchitectureError(
-                f"config.json sets {self.key}: each layer computes with its index, so that a "
-                "layer behind a removed one would compute something else"
+                f"config.json: {self.key} must have {layers} characters, one for each layer, "
+                f"found {_short(pattern)}"
             )
-        return dict(current)
+        return list(pattern)
+
+    def write(self, config: Config, values: Values) -> Iterator[Config]:
+        yield {**config, self.key: "".join(map(str, values))}
 
 
-def alternating(key: str | None, default: int) -> Rule:
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Several keys that say one thing together.
+
+    `reads` is the rule of the model's code; `writes` offers configs, the unchanged one comes
+    first anyway.
+    """
+
+    keys: tuple[str, ...]
+    reads: Rule
+    writes: Offers | None = None
+
+    def read(self, config: Config, layers: int) -> Values | None:
+        return self.reads(config, layers)
+
+    def write(self, config: Config, values: Values) -> Iterator[Config]:
+        yield config
+        if self.writes is not None:
+            yield from self.writes(config, values)
+
+
+@dataclass(frozen=True, slots=True)
+class DependsOnIndex:
+    """The forward pass computes with the layer's index: a kept layer must keep it.
+
+    `key` names the switch in the config that makes it so; `always` where there is none.
+    """
+
+    key: str
+    always: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return () if self.always else (self.key,)
+
+    def read(self, config: Config, layers: int) -> Values | None:
+        return list(range(layers)) if self.always or config.get(self.key) else None
+
+    def write(self, config: Config, values: Values) -> Iterator[Config]:
+        yield config
+        what = self.key if self.always else f"config.json sets {self.key}"
+        raise ArchitectureError(
+            f"{what}: each layer computes with its index, so that a layer that gets another "
+            "index would compute something else"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledByDepth:
+    """A number that the model divides by the square root of the number of layers.
+
+    It is written anew so that the quotient stays, bit for bit.
+    """
+
+    key: str
+    default: float | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    def read(self, config: Config, layers: int) -> Values | None:
+        scale = config.get(self.key, self.default)
+        if scale is None:
+            return None
+        if not isinstance(scale, int | float):
+            raise ArchitectureError(
+                f"config.json: {self.key} must be a number, found {_short(scale)}"
+            )
+        return [scale / math.sqrt(layers)] * layers
+
+    def write(self, config: Config, values: Values) -> Iterator[Config]:
+        yield config
+        quotient = values[0]
+        assert isinstance(quotient, float)
+        scale = quotient * math.sqrt(len(values))
+        for direction in (math.inf, -math.inf):
+            near = scale
+            for _ in range(8):
+                yield {**config, self.key: near}
+                near = math.nextafter(near, direction)
+
+
+def alternating(key: str | None, default: int, *, offset: int = -1) -> Rule:
     """Full attention at every so-manieth layer (`key`'s value, else `default`), else sliding."""
 
-    def rule(config: Config, layers: int) -> list[str]:
-        period = default if key is None else config.get(key, default)
-        if type(period) is not int or period < 1:
+    def rule(config: Config, layers: int) -> Values:
+        period = default if key is None else whole_number(config, key, default)
+        if period is None or period < 1:
             raise ArchitectureError(
                 f"config.json: {key} must be a positive number, found {period!r}"
             )
         kinds: Sequence[str] = ("full_attention", "sliding_attention")
-        return [kinds[bool((layer + 1) % period)] for layer in range(layers)]
+        return [kinds[bool((layer - offset) % period)] for layer in range(layers)]
 
     return rule
 
@@ -218,10 +390,9 @@ def alternating(key: str | None, default: int) -> Rule:
 def sliding_from(key: str, default: int) -> Rule:
     """Sliding attention from layer `key` on, if use_sliding_window is set; else full."""
 
-    def rule(config: Config, layers: int) -> list[str]:
+    def rule(config: Config, layers: int) -> Values:
         window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
-        first = config.get(key)
-        start = first if type(first) is int else default
+        start = whole_number(config, key, default) or 0
         return [
             "full_attention" if window is None or layer < start else "sliding_attention"
             for layer in range(layers)
@@ -230,10 +401,57 @@ def sliding_from(key: str, default: int) -> Rule:
     return rule
 
 
-def _indices(config: Config, key: str) -> set[int] | None:
+def whole_number(config: Config, key: str, default: int | None = None) -> int | None:
+    """The number that a config gives, or the default where it gives none.
+
+    Raises:
+        ArchitectureError: It gives something else.
+    """
+    value = config.get(key)
+    if value is None:
+        return default
+    if type(value) is not int:
+        raise ArchitectureError(
+            f"config.json: {key} must be a whole number, found {_short(value)}; correct it"
+        )
+    return value
+
+
+def layer_indices(config: Config, key: str, layers: int) -> set[int] | None:
+    """The layers that a list names; negative ones count from the end.
+
+    Raises:
+        ArchitectureError: It is no list of whole numbers.
+    """
     named = config.get(key)
     if named is None:
         return None
     if not isinstance(named, list) or not all(type(layer) is int for layer in named):
-        raise ArchitectureError(f"config.json: {key} must be a list of layers, found {named!r}")
-    return set(named)
+        raise ArchitectureError(
+            f"config.json: {key} must be a list of layers, found {_short(named)}; correct it"
+        )
+    return {layer % layers if -layers <= layer < 0 else layer for layer in named}
+
+
+def _carried(value: object, new: int, cut: Cut, field: Field) -> object:
+    if not isinstance(value, Reference):
+        return value
+    before = [index for index in range(new) if cut.kept[index] == value.layer]
+    if not before:
+        raise ArchitectureError(
+            f"layer {cut.kept[new]} uses what layer {value.layer} computes ({field.keys[0]}), "
+            f"so that layer {value.layer} must stay before it"
+        )
+    return Reference(before[-1])
+
+
+def _default(rule: Rule, config: Config, values: Values) -> Values | None:
+    try:
+        return rule(config, len(values))
+    except ArchitectureError:
+        return None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from depthcut.checkpoint.architectures import find_architecture, hidden_size, layer_count
+from depthcut.checkpoint.architectures import Architecture
+from depthcut.checkpoint.configs import (
+    EXTRA_LAYERS,
+    decoder_config,
+    find_architecture,
+    hidden_size,
+    layer_count,
+)
+from depthcut.checkpoint.fields import Config
 from depthcut.checkpoint.headers import Header, TensorEntry, read_header
 from depthcut.checkpoint.names import LayerNames
 from depthcut.errors import CheckpointError
@@ -53,8 +61,46 @@ class Checkpoint:
         return {entry.name: entry for shard in self.shards for entry in shard.tensors}
 
     @property
+    def decoder_config(self) -> Config:
+        """The part of the config that speaks of the text decoder."""
+        return decoder_config(self.config, self.architecture)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Where the layers lie and what the config says of them.
+
+        Raises:
+            ArchitectureError: The stack cannot be found.
+        """
+        return find_architecture(self.config, self.tensors)
+
+    @cached_property
+    def layers(self) -> int:
+        """How many layers it has: as its config says, else as many as its tensors hold.
+
+        Raises:
+            ArchitectureError: The stack cannot be found.
+            CheckpointError: The config contradicts itself.
+        """
+        count = layer_count(self.config, self.architecture)
+        if count is not None:
+            return count
+        names = LayerNames(self.architecture.stacks)
+        return 1 + max((names.layer(name) or 0 for name in self.tensors), default=0)
+
+    @property
     def weight_bytes(self) -> int:
         return sum(entry.size_bytes for entry in self.tensors.values())
+
+    def refuse_changed(self) -> None:
+        """Raise CheckpointError if a weight file is no longer the one whose header was read."""
+        for shard in self.shards:
+            status = shard.file.stat()
+            if (status.st_size, status.st_mtime_ns) != (shard.size_bytes, shard.modified_ns):
+                raise CheckpointError(
+                    f"{shard.file} was changed while it was read: run it again when nothing "
+                    "writes to it"
+                )
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -95,15 +141,17 @@ def model_facts(checkpoint: Checkpoint, *, source: str) -> ModelFacts:
         ArchitectureError: The model type is not supported.
         CheckpointError: Config and tensors disagree on the number of layers.
     """
-    architecture = find_architecture(checkpoint.config)
-    names = LayerNames(architecture.stack)
-    layers = layer_count(checkpoint.config)
+    architecture = checkpoint.architecture
+    names = LayerNames(architecture.stacks)
+    layers = checkpoint.layers
+    predicting = checkpoint.decoder_config.get(EXTRA_LAYERS)
+    extra = set(range(layers, layers + predicting)) if type(predicting) is int else set()
     layer_parameters = [0] * layers
     found = set()
     other_parameters = 0
     for entry in checkpoint.tensors.values():
         layer = names.layer(entry.name)
-        if layer is None:
+        if layer is None or layer in extra:
             other_parameters += entry.elements
             continue
         found.add(layer)
@@ -112,14 +160,15 @@ def model_facts(checkpoint: Checkpoint, *, source: str) -> ModelFacts:
     if found != set(range(layers)):
         raise CheckpointError(
             f"{checkpoint.folder}: config.json speaks of {layers} layers, the weights hold "
-            f"{len(found)} under {architecture.stack}; get config and weights that belong together"
+            f"{len(found)} under {architecture.stacks[0]}; get config and weights that belong "
+            "together"
         )
     return ModelFacts(
         source=source,
         digest=_digest(checkpoint),
         model_type=str(checkpoint.config["model_type"]),
         layers=layers,
-        hidden_size=hidden_size(checkpoint.config),
+        hidden_size=_width(checkpoint),
         dtype=_dtype(checkpoint),
         layer_parameters=tuple(layer_parameters),
         other_parameters=other_parameters,
@@ -231,6 +280,19 @@ def _digest(checkpoint: Checkpoint) -> str:
             length = min(_DIGEST_BYTES, entry.size_bytes)
             digest.update(os.pread(handles[entry.file], length, entry.start))
     return digest.hexdigest()
+
+
+def _width(checkpoint: Checkpoint) -> int:
+    width = hidden_size(checkpoint.config, checkpoint.architecture)
+    if width is not None:
+        return width
+    names = LayerNames(checkpoint.architecture.stacks)
+    for name, entry in checkpoint.tensors.items():  # as long as a norm of the first layer
+        if names.layer(name) == 0 and "norm" in name and len(entry.shape) == 1:
+            return entry.shape[0]
+    raise CheckpointError(
+        f"{checkpoint.folder}: config.json must give {checkpoint.architecture.width[0]}; add it"
+    )
 
 
 def _dtype(checkpoint: Checkpoint) -> str:

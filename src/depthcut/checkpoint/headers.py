@@ -82,6 +82,8 @@ class Header:
     metadata: dict[str, str]
     size_bytes: int
     """Of the whole file."""
+    modified_ns: int
+    """When it was last written, as the file system tells."""
 
 
 def read_header(file: Path) -> Header:
@@ -92,7 +94,8 @@ def read_header(file: Path) -> Header:
     """
     try:
         with file.open("rb") as stream:
-            size_bytes = os.fstat(stream.fileno()).st_size
+            status = os.fstat(stream.fileno())
+            size_bytes = status.st_size
             start = stream.read(8)
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(size_bytes - 8, LONGEST_HEADER_BYTES):
@@ -113,7 +116,7 @@ def read_header(file: Path) -> Header:
         key=lambda entry: (entry.start, entry.stop),
     )
     _check_cover(file, tensors, data_start=8 + length, size_bytes=size_bytes)
-    return Header(file, tuple(tensors), metadata, size_bytes)
+    return Header(file, tuple(tensors), metadata, size_bytes, status.st_mtime_ns)
 
 
 def encode_header(

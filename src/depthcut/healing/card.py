@@ -6,7 +6,7 @@ import yaml
 
 from depthcut.checkpoint.card import kept_front
 from depthcut.errors import RecordError
-from depthcut.records import HealRecord, Plan, layers_in_words, read_record
+from depthcut.records import HealRecord, Plan, read_record
 
 
 def heal_card(record: HealRecord, parent: Path | None, *, name: str) -> str:
@@ -73,5 +73,4 @@ def _cut(parent: Path | None) -> dict[str, str]:
         plan = read_record(parent / "plan.json", Plan)
     except RecordError:
         return {}
-    words = layers_in_words(plan.removed)
-    return {"cut before": f"`{plan.model.source}` without {words} of its {plan.model.layers}"}
+    return {"cut before": f"`{plan.model.source}` ({plan.model.layers} layers) {plan.change}"}

@@ -118,12 +118,12 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
         ArchitectureError: No such list, or several.
     """
     known = ARCHITECTURES.get(model.config.model_type)
-    if known is not None:
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    for stack in known.stacks if known is not None else ():
         with contextlib.suppress(AttributeError):
-            found = model.get_submodule(known.stack)
-            if isinstance(found, nn.ModuleList):
+            found = model.get_submodule(stack)
+            if isinstance(found, nn.ModuleList) and len(found) == count:
                 return found
-    count = model.config.get_text_config().num_hidden_layers
     lists = {
         name: module
         for name, module in model.named_modules()

@@ -4,7 +4,7 @@ import csv
 import io
 
 from depthcut.errors import SettingsError
-from depthcut.records import Block, Plan, Scores
+from depthcut.records import Plan, Scores
 
 
 def mergekit_yaml(plan: Plan, *, model: str | None = None) -> str:
@@ -22,26 +22,19 @@ def mergekit_yaml(plan: Plan, *, model: str | None = None) -> str:
     source = plan.model.source if model is None else model
     configuration = {
         "slices": [
-            {"sources": [{"model": source, "layer_range": [start, stop]}]}
-            for start, stop in kept_segments(plan)
+            {"sources": [{"model": each.model or source, "layer_range": [each.start, each.stop]}]}
+            for each in plan.slices
         ],
         "merge_method": "passthrough",
     }
     comment = (
-        f"# Removes {plan.words} of {plan.model.layers}.\n"
+        f"# {plan.model.layers} layers {plan.change}.\n"
         "# layer_range is half open and counted from 0: [0, 2] keeps layers 0 and 1.\n"
     )
     body: str = yaml.safe_dump(
         configuration, sort_keys=False, default_flow_style=None, allow_unicode=True
     )
     return comment + body
-
-
-def kept_segments(plan: Plan) -> tuple[Block, ...]:
-    """Runs of neighbouring layers that stay, as blocks [start, stop)."""
-    edges = [0, *(edge for block in plan.removed for edge in block), plan.model.layers]
-    pairs = zip(edges[::2], edges[1::2], strict=True)
-    return tuple((start, stop) for start, stop in pairs if start < stop)
 
 
 def survey_csv(scores: Scores, size: int | None = None) -> str:

@@ -46,7 +46,7 @@ def outcome(results: Results) -> str:
     """What became of the model, or what is known of it."""
     if results.plan:
         kept = len(results.plan.kept_layers)
-        return f"{results.plan.model.layers} → {kept} layers, without {results.plan.words}"
+        return f"{results.plan.model.layers} → {kept} layers, {results.plan.change}"
     if results.survey:
         return f"a survey of its {results.survey.model.layers} layers"
     count = len(results.evaluation.models) if results.evaluation else 0

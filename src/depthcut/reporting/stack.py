@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from depthcut.records import Plan, layers_in_words
-from depthcut.reporting.exports import kept_segments
 
 TOP, BOTTOM, HEIGHT = 34.0, 66.0, 100.0
 """Upper row of layers [0, TOP], ribbons between, lower row [BOTTOM, HEIGHT]."""
@@ -43,13 +42,14 @@ def draw_stack(plan: Plan) -> Stack:
     gap = min(0.0027 * layers, 0.08 if layers <= 48 else 0.04)
     shift = (layers - kept) / 2
     ribbons, at = [], shift
-    for start, stop in kept_segments(plan):
-        ribbons.append(_ribbon(start, stop, at, at + stop - start))
-        at += stop - start
+    for each in plan.slices:
+        count = each.stop - each.start
+        ribbons.append(_ribbon(each.start, each.stop, at, at + count))
+        at += count
     return Stack(
         layers=layers,
         kept=kept,
-        stays="".join(_bar(layer, 0, TOP, gap) for layer in plan.kept_layers),
+        stays="".join(_bar(layer, 0, TOP, gap) for layer in sorted(set(plan.kept_layers))),
         goes="".join(_bar(layer, 0, TOP, gap) for layer in plan.removed_layers),
         result="".join(_bar(shift + layer, BOTTOM, HEIGHT, gap) for layer in range(kept)),
         ribbons="".join(ribbons),

@@ -41,7 +41,7 @@ def plan_story(results: Results) -> list[str]:
         return []
     if plan.settings.remove is not None:
         return [
-            f"The layers were chosen by hand: {plan.words}."
+            f"The layers were chosen by hand: the model {plan.change}."
             + ("" if plan.survey else " No survey stands behind them.")
         ]
     sentences = [f"{_sentence(plan.words)} went: {_chosen_by(plan)}."]

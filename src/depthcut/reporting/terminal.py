@@ -55,10 +55,10 @@ def survey_table(survey: Survey) -> RenderableType:
 def plan_table(plan: Plan) -> RenderableType:
     """What goes, the runners-up, and whether they differ by more than their error."""
     model, kept = plan.model, len(plan.kept_layers)
-    gone = sum(model.layer_parameters[layer] for layer in plan.removed_layers)
+    left = model.other_parameters + sum(model.layer_parameters[i] for i in plan.kept_layers)
     lines: list[RenderableType] = [
-        f"{plan.words} of {model.source} go: {model.layers} layers become {kept}, "
-        f"{amount(model.parameters)} parameters become {amount(model.parameters - gone)}"
+        f"{model.source} {plan.change}: {model.layers} layers become {kept}, "
+        f"{amount(model.parameters)} parameters become {amount(left)}"
     ]
     if plan.score is not None:
         criterion = _criterion(plan.settings.criterion, plan.settings.tokens)
@@ -81,7 +81,7 @@ def slice_line(record: SliceRecord) -> str:
     """One line on a sliced checkpoint."""
     before, after = record.plan.model, record.result
     return (
-        f"{record.plan.words} removed: {before.layers} layers become {after.layers}, "
+        f"{record.plan.change}: {before.layers} layers become {after.layers}, "
         f"{size(before.weight_bytes)} become {size(after.weight_bytes)} "
         f"({duration(record.origin.seconds)})"
     )

@@ -1,0 +1,200 @@
+"""What a config says of the stack, and the config of another stack."""
+
+from collections.abc import Iterable, Sequence
+
+from depthcut.checkpoint.architectures import ARCHITECTURES, KNOWN_FIELDS, Architecture
+from depthcut.checkpoint.derived import derive_architecture
+from depthcut.checkpoint.fields import Config, Cut, Field, cut_field
+from depthcut.checkpoint.names import ModuleNames
+from depthcut.errors import ArchitectureError, CheckpointError, PlanError
+
+EXTRA_LAYERS = "num_nextn_predict_layers"
+"""Layers behind the stack that predict further tokens, in checkpoints of DeepSeek's kind. They
+were trained on what the whole stack gives, and plain transformers ignores them by an index that a
+cut changes: a cut leaves them out."""
+
+_NOT_PER_LAYER = frozenset(
+    {
+        "architectures",
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "bos_token_id",
+        "eos_token_id",
+        "forced_decoder_ids",
+        "keys_to_ignore_at_inference",
+        "pad_token_id",
+        "suppress_tokens",
+    }
+)
+"""Lists of a config that may happen to be as long as the stack."""
+
+
+def find_architecture(config: Config, names: Iterable[str] = ()) -> Architecture:
+    """The table's entry for a config; for an unknown type one that is derived.
+
+    Args:
+        config: A checkpoint's config.json.
+        names: Its tensors, to derive an entry from.
+
+    Raises:
+        ArchitectureError: The config has no model_type, or the stack cannot be found.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ArchitectureError(
+            "config.json has no model_type: depthcut cannot tell where the layers are"
+        )
+    if model_type in ARCHITECTURES:
+        return ARCHITECTURES[model_type]
+    return derive_architecture(config, names)
+
+
+def decoder_config(config: Config, architecture: Architecture) -> Config:
+    """The part of a config that speaks of the text decoder.
+
+    Raises:
+        CheckpointError: It is missing.
+    """
+    if not architecture.decoder:
+        return config
+    inner = config.get(architecture.decoder)
+    if isinstance(inner, dict):
+        return inner
+    raise CheckpointError(
+        f"config.json of a {config.get('model_type')} must hold its decoder's config as an "
+        f"object under {architecture.decoder}; correct it"
+    )
+
+
+def layer_count(config: Config, architecture: Architecture) -> int | None:
+    """How many layers a config says it has; None: it leaves that to its class.
+
+    Raises:
+        CheckpointError: It says something else than one positive number.
+    """
+    return _number(decoder_config(config, architecture), architecture.count)
+
+
+def hidden_size(config: Config, architecture: Architecture) -> int | None:
+    """The width of the residual stream; None: the config leaves it to its class.
+
+    Raises:
+        CheckpointError: It says something else than one positive number.
+    """
+    return _number(decoder_config(config, architecture), architecture.width)
+
+
+def fields_of(config: Config, architecture: Architecture) -> tuple[Field, ...]:
+    """What a config may say of its layers, in the order in which it must be cut.
+
+    An entry's own fields come before those that mean the same in every model type.
+    """
+    own = architecture.fields
+    if architecture.decoder:
+        inner = decoder_config(config, architecture).get("model_type")
+        known = ARCHITECTURES.get(inner) if isinstance(inner, str) else None
+        own += known.fields if known else ()
+    taken = {key for field in own for key in field.keys}
+    return own + tuple(field for field in KNOWN_FIELDS if taken.isdisjoint(field.keys))
+
+
+def cut_config(
+    config: Config,
+    kept: Sequence[int],
+    architecture: Architecture | None = None,
+    layers: int | None = None,
+) -> dict[str, object]:
+    """The config of the model that is made of the layers `kept`, in this order.
+
+    Nothing is changed in place; what does not speak of layers is carried as it is.
+
+    Args:
+        config: A checkpoint's config.json.
+        kept: The old layer of each new one; repeats allowed.
+        architecture: Default: the table's.
+        layers: How many there are, where the config does not say.
+
+    Raises:
+        ArchitectureError: The config cannot say this cut; the message names the field and, where
+            there is one, the nearest block whose removal works.
+        CheckpointError: The config contradicts itself.
+        PlanError: `kept` is empty or out of range.
+    """
+    architecture = architecture or find_architecture(config)
+    layers = layer_count(config, architecture) or layers
+    if layers is None:
+        raise CheckpointError(f"config.json must give {architecture.count[0]}, found nothing")
+    cut = Cut(layers, tuple(kept))
+    if not cut.kept or not set(cut.kept) <= set(range(layers)):
+        raise PlanError(f"the kept layers {list(kept)} must be at least one, out of 0–{layers - 1}")
+    if architecture.refusal:
+        raise ArchitectureError(f"{config.get('model_type')}: {architecture.refusal}")
+    try:
+        return _cut(config, architecture, cut)
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{error}{_nearby(config, architecture, cut)}") from error
+
+
+def _cut(config: Config, architecture: Architecture, cut: Cut) -> dict[str, object]:
+    before = decoder_config(config, architecture)
+    fields = fields_of(config, architecture)
+    decoder: Config = before
+    for field in fields:
+        decoder = cut_field(field, before, decoder, cut)
+    _refuse_unknown_lists(before, fields, cut)
+    result = {**config, architecture.decoder: decoder} if architecture.decoder else dict(decoder)
+    names = ModuleNames(architecture.stacks, cut)
+    result = {key: names.renumbered(value) for key, value in result.items()}
+    if architecture.decoder:
+        result[architecture.decoder] = _counted(result[architecture.decoder], architecture, cut)
+        return result
+    return _counted(result, architecture, cut)
+
+
+def _counted(config: object, architecture: Architecture, cut: Cut) -> dict[str, object]:
+    """The decoder's config with its new number of layers."""
+    assert isinstance(config, dict)
+    given = [key for key in architecture.count if key in config] or architecture.count[:1]
+    result = config | dict.fromkeys(given, len(cut.kept))
+    return result | {EXTRA_LAYERS: 0} if result.get(EXTRA_LAYERS) else result
+
+
+def _refuse_unknown_lists(config: Config, fields: Sequence[Field], cut: Cut) -> None:
+    known = _NOT_PER_LAYER.union(*(field.keys for field in fields))
+    for key, value in config.items():
+        if isinstance(value, list) and len(value) == cut.layers and key not in known:
+            raise ArchitectureError(
+                f"config.json: the list {key} has as many entries as there are layers "
+                f"({cut.layers}), and depthcut does not know whether it speaks of them; "
+                "remove it from config.json if the model does not need it"
+            )
+
+
+def _number(config: Config, keys: Sequence[str]) -> int | None:
+    values = {key: config[key] for key in keys if key in config}
+    if not values:
+        return None
+    numbers = {value for value in values.values() if type(value) is int and value > 0}
+    if len(numbers) != 1 or len(set(map(str, values.values()))) != 1:
+        found = ", ".join(f"{key} {value!r}" for key, value in values.items())
+        raise CheckpointError(
+            f"config.json must give {keys[0]} as one positive number, found {found}; correct it"
+        )
+    return numbers.pop()
+
+
+def _nearby(config: Config, architecture: Architecture, cut: Cut) -> str:
+    gone = sorted(set(range(cut.layers)) - set(cut.kept))
+    if not gone:
+        return ""
+    starts = range(cut.layers - len(gone) + 1)
+    for start in sorted(starts, key=lambda start: (abs(start - gone[0]), start)):
+        stop = start + len(gone)
+        kept = (*range(start), *range(stop, cut.layers))
+        try:
+            _cut(config, architecture, Cut(cut.layers, kept))
+        except ArchitectureError:
+            continue
+        block = f"layers {start}–{stop - 1}" if len(gone) > 1 else f"layer {start}"
+        return f"; the nearest removal that works: {block}"
+    return ""

@@ -1,0 +1,152 @@
+"""Writing the checkpoint that a plan describes: byte ranges copied, names and config cut.
+
+No tensor is decoded and none is held in memory: bytes go from file to file as they are.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from itertools import chain
+from pathlib import Path
+
+from depthcut.checkpoint.card import slice_card
+from depthcut.checkpoint.companions import carry_companions, companions
+from depthcut.checkpoint.configs import cut_config
+from depthcut.checkpoint.copying import write_ranges
+from depthcut.checkpoint.fields import Cut
+from depthcut.checkpoint.folder import (
+    INDEX_FILE,
+    Checkpoint,
+    model_facts,
+    open_checkpoint,
+)
+from depthcut.checkpoint.headers import encode_header
+from depthcut.checkpoint.names import ModuleNames
+from depthcut.checkpoint.pieces import Piece
+from depthcut.errors import ArchitectureError
+from depthcut.files import new_folder, refuse_existing
+from depthcut.progress import progress
+from depthcut.records import Origin, Plan, SliceRecord, inputs_digest, write_record
+from depthcut.slicing.layout import check_plan, files_of
+from depthcut.version import __version__
+
+RECORD_FILE = "depthcut.json"
+PLAN_FILE = "plan.json"
+
+_PROGRESS_BYTES = 1 << 30
+"""From this size on a copy may take seconds."""
+
+
+def slice_checkpoint(
+    folder: Path,
+    plan: Plan,
+    out: Path,
+    *,
+    shard_bytes: int | None = None,
+    other_model: bool = False,
+    verify: Callable[[Path], None] | None = None,
+) -> SliceRecord:
+    """Write the checkpoint that a plan makes of `folder`.
+
+    The weights are the parent's, bit for bit. Beside them lie the cut config, all companions
+    that still hold (tokenizer, chat template, licence), a model card, the plan and the record.
+
+    Args:
+        folder: A checkpoint folder of the model that the plan was made for.
+        plan: Which layers make up the new model.
+        out: The folder to be; it appears whole or not at all.
+        shard_bytes: At most so many bytes in a weight file, if no single tensor is larger;
+            None: the parent's files, without those that become empty.
+        other_model: Whether the plan may come from another model of the same shape, such as the
+            one that this is a quantised copy of.
+        verify: Called with the finished folder before it appears, where the model type is not in
+            the table and what was derived of it must be proved; it raises to refuse.
+
+    Raises:
+        CheckpointError: The folder is broken or unsafe, or changed while it was read.
+        ArchitectureError: The config cannot say this cut, or the stack cannot be found.
+        PlanError: The plan is for another model, or keeps no, all or impossible layers.
+        OutputError: `out` exists, cannot be written, or the disk is full.
+    """
+    started = time.monotonic()
+    refuse_existing(out)
+    checkpoint = open_checkpoint(folder)
+    facts = model_facts(checkpoint, source=plan.model.source)
+    check_plan(plan, facts, str(folder), other_model=other_model)
+    architecture, cut = checkpoint.architecture, Cut(facts.layers, plan.kept_layers)
+    if architecture.assumed and verify is None:
+        raise ArchitectureError(
+            f"{architecture.assumed[0]}; such a cut must be verified by loading it"
+        )
+    config = cut_config(checkpoint.config, cut.kept, architecture, facts.layers)
+    config.pop("transformers_weights", None)  # ours have the usual names
+    files = files_of(checkpoint, cut, shard_bytes)
+    with new_folder(out, needed_bytes=_needed_bytes(checkpoint, files)) as working:
+        names = ModuleNames(architecture.stacks, cut)
+        carry_companions(folder, checkpoint.config, working, names)
+        _write_json(working / "config.json", config)
+        _write_weights(working, checkpoint, files)
+        checkpoint.refuse_changed()
+        result = model_facts(open_checkpoint(working), source=str(out))
+        card = slice_card(folder, plan, result, name=out.name, version=__version__)
+        (working / "README.md").write_text(card, encoding="utf-8")
+        write_record(plan, working / PLAN_FILE)
+        inputs = slice_inputs(plan, shard_bytes=shard_bytes)
+        record = SliceRecord(origin=Origin.since(started, inputs=inputs), plan=plan, result=result)
+        write_record(record, working / RECORD_FILE)
+        if architecture.assumed and verify is not None:
+            verify(working)
+    return record
+
+
+def slice_inputs(plan: Plan, *, shard_bytes: int | None = None) -> str:
+    """Digest of everything a sliced checkpoint depends on: the `inputs` of its record's origin."""
+    slices = [f"{each.start}:{each.stop}:{each.model or ''}" for each in plan.slices]
+    return inputs_digest("slice", plan.origin.inputs, slices, plan.model.digest, str(shard_bytes))
+
+
+def _needed_bytes(checkpoint: Checkpoint, files: Mapping[str, list[Piece]]) -> int:
+    weights = sum(piece.size_bytes for group in files.values() for piece in group)
+    headers = sum(256 + len(piece.name) for group in files.values() for piece in group)
+    others = sum(
+        (checkpoint.folder / path).stat().st_size
+        for path in companions(checkpoint.folder, checkpoint.config)
+    )
+    return weights + headers + others + (1 << 20)
+
+
+def _write_weights(working: Path, checkpoint: Checkpoint, files: Mapping[str, list[Piece]]) -> None:
+    metadata = {shard.file: shard.metadata for shard in checkpoint.shards}
+    total = sum(piece.size_bytes for group in files.values() for piece in group)
+
+    def write(done: Callable[[int], None]) -> None:
+        for name, group in files.items():
+            head = encode_header(
+                ((p.name, p.entry.dtype, p.shape, p.size_bytes) for p in group),
+                {"format": "pt"} | (metadata[group[0].entry.file] if group else {}),
+            )
+            ranges = chain.from_iterable(piece.ranges() for piece in group)
+            write_ranges(working / name, head, ranges, done=done)
+
+    if total >= _PROGRESS_BYTES:
+        with progress("slice", total, unit="bytes") as advance:
+            write(advance)
+    else:
+        write(lambda _: None)
+    if len(files) > 1:
+        _write_json(working / INDEX_FILE, _index(checkpoint, files))
+
+
+def _index(checkpoint: Checkpoint, files: Mapping[str, list[Piece]]) -> dict[str, object]:
+    old = checkpoint.index.get("metadata") if checkpoint.index else None
+    metadata: dict[str, object] = dict(old) if isinstance(old, dict) else {}
+    pieces = [piece for group in files.values() for piece in group]
+    metadata["total_size"] = sum(piece.size_bytes for piece in pieces)
+    if "total_parameters" in metadata:
+        metadata["total_parameters"] = sum(piece.elements for piece in pieces)
+    weight_map = {piece.name: name for name, group in files.items() for piece in group}
+    return {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+
+
+def _write_json(file: Path, value: Mapping[str, object]) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ from depthcut.errors import ArchitectureError, CheckpointError, OutputError, Pla
 from depthcut.records import Plan, SliceRecord, read_record
 from depthcut.slicing import slice_checkpoint, slice_inputs
 from tests.slices import TOKENS, arranged, load_exactly, logits, logits_without, plan_without
-from tests.tiny import build_tiny, save_tiny, tiny_tokenizer
+from tests.tiny import TINY_TYPES, build_tiny, save_tiny, tiny_tokenizer
 
 CUTS = [(0,), (5,), (2, 3), (0, 1, 2), (1, 4), (1, 2, 3, 4), (0, 2, 4), (1, 3, 5), (0, 1, 2, 4, 5)]
 """First, last, a block, sliding or full attention only, several blocks, a single layer left."""
@@ -73,7 +73,7 @@ def assert_equals_deletion(parent: Parent, removed: tuple[int, ...], out: Path) 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("files", SHARD_BYTES)
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", TINY_TYPES)
 def test_sliced_equals_deleted_in_memory(
     tmp_path: Path, model_type: str, files: str, *, tied: bool
 ) -> None:

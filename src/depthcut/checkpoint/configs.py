@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 
 from depthcut.checkpoint.architectures import ARCHITECTURES, KNOWN_FIELDS, Architecture
 from depthcut.checkpoint.derived import derive_architecture
-from depthcut.checkpoint.fields import Config, Cut, Field, cut_field
+from depthcut.checkpoint.fields import Cut, Field, cut_field
 from depthcut.checkpoint.names import ModuleNames
+from depthcut.checkpoint.values import Config
 from depthcut.errors import ArchitectureError, CheckpointError, PlanError
 
 EXTRA_LAYERS = "num_nextn_predict_layers"
@@ -13,6 +14,7 @@ EXTRA_LAYERS = "num_nextn_predict_layers"
 were trained on what the whole stack gives, and plain transformers ignores them by an index that a
 cut changes: a cut leaves them out."""
 
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "emb_dim", "model_dim", "dim")
 _NOT_PER_LAYER = frozenset(
     {
         "architectures",
@@ -27,6 +29,7 @@ _NOT_PER_LAYER = frozenset(
     }
 )
 """Lists of a config that may happen to be as long as the stack."""
+_OF_OTHER_LAYERS = ("mtp_", "vision_", "audio_", "encoder_", "deepstack_")
 
 
 def find_architecture(config: Config, names: Iterable[str] = ()) -> Architecture:
@@ -55,7 +58,7 @@ def decoder_config(config: Config, architecture: Architecture) -> Config:
     Raises:
         CheckpointError: It is missing.
     """
-    if not architecture.decoder:
+    if not _is_nested(config, architecture):
         return config
     inner = config.get(architecture.decoder)
     if isinstance(inner, dict):
@@ -64,6 +67,12 @@ def decoder_config(config: Config, architecture: Architecture) -> Config:
         f"config.json of a {config.get('model_type')} must hold its decoder's config as an "
         f"object under {architecture.decoder}; correct it"
     )
+
+
+def _is_nested(config: Config, architecture: Architecture) -> bool:
+    """Older configs of some types hold the decoder's keys at the top."""
+    flat = architecture.decoder not in config and any(key in config for key in architecture.count)
+    return bool(architecture.decoder) and not flat
 
 
 def layer_count(config: Config, architecture: Architecture) -> int | None:
@@ -81,7 +90,9 @@ def hidden_size(config: Config, architecture: Architecture) -> int | None:
     Raises:
         CheckpointError: It says something else than one positive number.
     """
-    return _number(decoder_config(config, architecture), architecture.width)
+    decoder = decoder_config(config, architecture)
+    given = [key for key in _WIDTHS if key in decoder]
+    return _number(decoder, given[:1])
 
 
 def fields_of(config: Config, architecture: Architecture) -> tuple[Field, ...]:
@@ -142,10 +153,11 @@ def _cut(config: Config, architecture: Architecture, cut: Cut) -> dict[str, obje
     for field in fields:
         decoder = cut_field(field, before, decoder, cut)
     _refuse_unknown_lists(before, fields, cut)
-    result = {**config, architecture.decoder: decoder} if architecture.decoder else dict(decoder)
+    nested = _is_nested(config, architecture)
+    result = {**config, architecture.decoder: decoder} if nested else dict(decoder)
     names = ModuleNames(architecture.stacks, cut)
     result = {key: names.renumbered(value) for key, value in result.items()}
-    if architecture.decoder:
+    if nested:
         result[architecture.decoder] = _counted(result[architecture.decoder], architecture, cut)
         return result
     return _counted(result, architecture, cut)
@@ -162,7 +174,9 @@ def _counted(config: object, architecture: Architecture, cut: Cut) -> dict[str, 
 def _refuse_unknown_lists(config: Config, fields: Sequence[Field], cut: Cut) -> None:
     known = _NOT_PER_LAYER.union(*(field.keys for field in fields))
     for key, value in config.items():
-        if isinstance(value, list) and len(value) == cut.layers and key not in known:
+        if not isinstance(value, list) or len(value) != cut.layers or key in known:
+            continue
+        if not key.startswith(_OF_OTHER_LAYERS):
             raise ArchitectureError(
                 f"config.json: the list {key} has as many entries as there are layers "
                 f"({cut.layers}), and depthcut does not know whether it speaks of them; "

@@ -9,8 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from depthcut.checkpoint.architectures import ARCHITECTURES, Architecture
-from depthcut.checkpoint.fields import Config, Field, IndexMap, PerLayerList
+from depthcut.checkpoint.fields import Field, IndexMap, PerLayerList
 from depthcut.checkpoint.names import OTHER_TOWERS
+from depthcut.checkpoint.values import Config
 from depthcut.errors import ArchitectureError, nearest
 
 _DECODERS = ("", "text_config", "llm_config", "language_config", "decoder")
@@ -23,7 +24,6 @@ _COUNTS = (
     "decoder_layers",
     "num_decoder_layers",
 )
-_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
 
 
 def derive_architecture(config: Config, names: Iterable[str]) -> Architecture:
@@ -65,7 +65,6 @@ def derive_architecture(config: Config, names: Iterable[str]) -> Architecture:
         stacks=(stack,),
         decoder=decoder,
         count=tuple(key for key in _COUNTS if part.get(key) == layers),
-        width=tuple(key for key in _WIDTHS if key in part) or _WIDTHS[:1],
         fields=fields,
         assumed=(
             f"model type {model_type!r} is not in depthcut's table: its {layers} layers were "

@@ -7,16 +7,25 @@ cut wrongly, at worst it refuses.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
+from depthcut.checkpoint.values import (
+    Config,
+    layer_indices,
+    short,
+    value_at,
+    whole_number,
+    with_value,
+)
 from depthcut.errors import ArchitectureError
 
-Config = Mapping[str, object]
 Values = list[object]
 Rule = Callable[[Config, int], Values]
 """(config, number of layers) -> one value for each layer."""
+Reader = Callable[[Config, int], Values | None]
+"""The same; None: the config says nothing."""
 Offers = Callable[[Config, Values], Iterator[Config]]
 """(config, one value for each layer) -> configs that may say so."""
 
@@ -78,7 +87,7 @@ def cut_field(field: Field, config: Config, current: Config, cut: Cut) -> Config
             continue
     raise ArchitectureError(
         f"config.json cannot say this cut: {' and '.join(field.keys)} would have to give "
-        f"{_short(wanted)} for the layers that stay"
+        f"{short(wanted)} for the layers that stay"
     )
 
 
@@ -93,22 +102,26 @@ class PerLayerList:
     key: str
     default: Rule | None = None
     sources: tuple[str, ...] = ()
-    """Keys that `default` reads and that are dropped once they no longer tell the truth."""
+    """Keys that only `default` reads and that are dropped once they no longer tell the truth."""
     longer: bool = False
     """Whether the model takes a list with more entries than there are layers."""
+    or_one: bool = False
+    """Whether a single value instead of a list holds for all layers."""
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return (self.key,)
+        return (self.key, *self.sources)
 
     def read(self, config: Config, layers: int) -> Values | None:
-        entries = config.get(self.key)
+        entries = value_at(config, self.key)
         if entries is None:
             return None if self.default is None else self.default(config, layers)
+        if self.or_one and not isinstance(entries, list):
+            return None
         if isinstance(entries, list) and self.longer:
             entries = entries[:layers]
         if not isinstance(entries, list) or len(entries) != layers:
-            found = f"{len(entries)} entries" if isinstance(entries, list) else _short(entries)
+            found = f"{len(entries)} entries" if isinstance(entries, list) else short(entries)
             raise ArchitectureError(
                 f"config.json: {self.key} must be a list of {layers} entries, one for each layer, "
                 f"found {found}; correct the config"
@@ -117,12 +130,11 @@ class PerLayerList:
 
     def write(self, config: Config, values: Values) -> Iterator[Config]:
         holds = self.default is not None and _default(self.default, config, values) == values
-        if holds and config.get(self.key) is None:
+        if holds and value_at(config, self.key) is None:
             yield config
         dropped = () if holds else self.sources
-        yield {key: value for key, value in config.items() if key not in dropped} | {
-            self.key: values
-        }
+        left = {key: value for key, value in config.items() if key not in dropped}
+        yield with_value(left, self.key, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,23 +142,31 @@ class IndexList:
     """A list of the layers that are of one kind, such as mlp_only_layers."""
 
     key: str
-    default: tuple[int, ...] | None = None
-    """What the config class assumes where the key is missing."""
+    default: Rule | None = None
+    """Whether each layer is of that kind where the config has no list."""
+    sources: tuple[str, ...] = ()
+    """As in PerLayerList."""
+    base: int = 0
+    """What the list calls the first layer."""
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return (self.key,)
+        return (self.key, *self.sources)
 
     def read(self, config: Config, layers: int) -> Values | None:
-        named = layer_indices(config, self.key, layers)
-        if named is None and self.default is not None:
-            named = set(self.default)
-        return None if named is None else [layer in named for layer in range(layers)]
+        named = layer_indices(config, self.key, layers, base=self.base)
+        if named is None:
+            return None if self.default is None else self.default(config, layers)
+        return [layer in named for layer in range(layers)]
 
     def write(self, config: Config, values: Values) -> Iterator[Config]:
-        if self.key not in config:
+        holds = self.default is not None and _default(self.default, config, values) == values
+        if holds and value_at(config, self.key) is None:
             yield config
-        yield {**config, self.key: [layer for layer, value in enumerate(values) if value]}
+        dropped = () if holds else self.sources
+        left = {key: value for key, value in config.items() if key not in dropped}
+        named = [layer + self.base for layer, value in enumerate(values) if value]
+        yield with_value(left, self.key, named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +301,7 @@ class PatternString:
         if not isinstance(pattern, str) or len(pattern) != layers:
             raise ArchitectureError(
                 f"config.json: {self.key} must have {layers} characters, one for each layer, "
-                f"found {_short(pattern)}"
+                f"found {short(pattern)}"
             )
         return list(pattern)
 
@@ -298,7 +318,7 @@ class Layout:
     """
 
     keys: tuple[str, ...]
-    reads: Rule
+    reads: Reader
     writes: Offers | None = None
 
     def read(self, config: Config, layers: int) -> Values | None:
@@ -311,28 +331,66 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class DependsOnIndex:
-    """The forward pass computes with the layer's index: a kept layer must keep it.
+class Requirement:
+    """What must hold for the layers that stay, if it held for all.
 
-    `key` names the switch in the config that makes it so; `always` where there is none.
+    Some combinations of layers can be written down, and the model's code cannot run them.
     """
 
-    key: str
-    always: bool = False
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return () if self.always else (self.key,)
+    why: str
+    holds: Callable[[Config, int], bool]
+    """(config, number of layers)."""
+    keys: tuple[str, ...] = ()
 
     def read(self, config: Config, layers: int) -> Values | None:
-        return list(range(layers)) if self.always or config.get(self.key) else None
+        return [True] * layers if self.holds(config, layers) else None
 
     def write(self, config: Config, values: Values) -> Iterator[Config]:
         yield config
-        what = self.key if self.always else f"config.json sets {self.key}"
+        raise ArchitectureError(self.why)
+
+
+@dataclass(frozen=True, slots=True)
+class EndStays:
+    """The first or the last layer is built otherwise than the others: it must stay at its end."""
+
+    end: Literal["first", "last"]
+    why: str
+    keys: tuple[str, ...] = ()
+
+    def read(self, config: Config, layers: int) -> Values | None:
+        end = 0 if self.end == "first" else layers - 1
+        return [layer == end for layer in range(layers)]
+
+    def write(self, config: Config, values: Values) -> Iterator[Config]:
+        yield config
+        raise ArchitectureError(f"the {self.end} layer must stay the {self.end} one: {self.why}")
+
+
+@dataclass(frozen=True, slots=True)
+class DependsOnIndex:
+    """The forward pass computes with the layer's index: a kept layer must keep it.
+
+    `what` says in words what it computes; `key` names the switch in the config that makes it so,
+    None where there is none.
+    """
+
+    what: str
+    key: str | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return () if self.key is None else (self.key,)
+
+    def read(self, config: Config, layers: int) -> Values | None:
+        return list(range(layers)) if self.key is None or config.get(self.key) else None
+
+    def write(self, config: Config, values: Values) -> Iterator[Config]:
+        yield config
+        switch = "" if self.key is None else f"config.json sets {self.key}: "
         raise ArchitectureError(
-            f"{what}: each layer computes with its index, so that a layer that gets another "
-            "index would compute something else"
+            f"{switch}{self.what}, so that a layer that gets another index would compute "
+            "something else"
         )
 
 
@@ -356,7 +414,7 @@ class ScaledByDepth:
             return None
         if not isinstance(scale, int | float):
             raise ArchitectureError(
-                f"config.json: {self.key} must be a number, found {_short(scale)}"
+                f"config.json: {self.key} must be a number, found {short(scale)}"
             )
         return [scale / math.sqrt(layers)] * layers
 
@@ -370,67 +428,6 @@ class ScaledByDepth:
             for _ in range(8):
                 yield {**config, self.key: near}
                 near = math.nextafter(near, direction)
-
-
-def alternating(key: str | None, default: int, *, offset: int = -1) -> Rule:
-    """Full attention at every so-manieth layer (`key`'s value, else `default`), else sliding."""
-
-    def rule(config: Config, layers: int) -> Values:
-        period = default if key is None else whole_number(config, key, default)
-        if period is None or period < 1:
-            raise ArchitectureError(
-                f"config.json: {key} must be a positive number, found {period!r}"
-            )
-        kinds: Sequence[str] = ("full_attention", "sliding_attention")
-        return [kinds[bool((layer - offset) % period)] for layer in range(layers)]
-
-    return rule
-
-
-def sliding_from(key: str, default: int) -> Rule:
-    """Sliding attention from layer `key` on, if use_sliding_window is set; else full."""
-
-    def rule(config: Config, layers: int) -> Values:
-        window = config.get("sliding_window", 4096) if config.get("use_sliding_window") else None
-        start = whole_number(config, key, default) or 0
-        return [
-            "full_attention" if window is None or layer < start else "sliding_attention"
-            for layer in range(layers)
-        ]
-
-    return rule
-
-
-def whole_number(config: Config, key: str, default: int | None = None) -> int | None:
-    """The number that a config gives, or the default where it gives none.
-
-    Raises:
-        ArchitectureError: It gives something else.
-    """
-    value = config.get(key)
-    if value is None:
-        return default
-    if type(value) is not int:
-        raise ArchitectureError(
-            f"config.json: {key} must be a whole number, found {_short(value)}; correct it"
-        )
-    return value
-
-
-def layer_indices(config: Config, key: str, layers: int) -> set[int] | None:
-    """The layers that a list names; negative ones count from the end.
-
-    Raises:
-        ArchitectureError: It is no list of whole numbers.
-    """
-    named = config.get(key)
-    if named is None:
-        return None
-    if not isinstance(named, list) or not all(type(layer) is int for layer in named):
-        raise ArchitectureError(
-            f"config.json: {key} must be a list of layers, found {_short(named)}; correct it"
-        )
-    return {layer % layers if -layers <= layer < 0 else layer for layer in named}
 
 
 def _carried(value: object, new: int, cut: Cut, field: Field) -> object:
@@ -450,8 +447,3 @@ def _default(rule: Rule, config: Config, values: Values) -> Values | None:
         return rule(config, len(values))
     except ArchitectureError:
         return None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -18,9 +18,9 @@ from depthcut.checkpoint.configs import (
     hidden_size,
     layer_count,
 )
-from depthcut.checkpoint.fields import Config
 from depthcut.checkpoint.headers import Header, TensorEntry, read_header
 from depthcut.checkpoint.names import LayerNames
+from depthcut.checkpoint.values import Config
 from depthcut.errors import CheckpointError
 from depthcut.records import ModelFacts
 
@@ -40,6 +40,16 @@ _DTYPE_NAMES = {
 }
 _VOLATILE_KEYS = frozenset({"_name_or_path", "transformers_version", "_commit_hash"})
 """Config keys that say who saved the checkpoint, not what it is."""
+_BUFFERS = frozenset(
+    {
+        *("self_attn.rotary_emb.inv_freq", "attention.rotary_emb.inv_freq"),
+        *("attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias"),
+        *("attn.attention.bias", "attn.attention.masked_bias", "attn.causal_mask"),
+    }
+)
+"""Tensors of a layer that old checkpoints carry and that are no parameters."""
+_PREDICTS = ("eh_proj.", "enorm.", "hnorm.", "shared_head.")
+"""Tensors of layers behind the stack that predict further tokens."""
 _DIGEST_BYTES = 4096
 """Of each tensor."""
 
@@ -144,8 +154,7 @@ def model_facts(checkpoint: Checkpoint, *, source: str) -> ModelFacts:
     architecture = checkpoint.architecture
     names = LayerNames(architecture.stacks)
     layers = checkpoint.layers
-    predicting = checkpoint.decoder_config.get(EXTRA_LAYERS)
-    extra = set(range(layers, layers + predicting)) if type(predicting) is int else set()
+    extra = _extra_layers(checkpoint)
     layer_parameters = [0] * layers
     found = set()
     other_parameters = 0
@@ -155,7 +164,7 @@ def model_facts(checkpoint: Checkpoint, *, source: str) -> ModelFacts:
             other_parameters += entry.elements
             continue
         found.add(layer)
-        if layer < layers and names.tail(entry.name) not in architecture.buffers:
+        if layer < layers and names.tail(entry.name) not in _BUFFERS:
             layer_parameters[layer] += entry.elements
     if found != set(range(layers)):
         raise CheckpointError(
@@ -282,6 +291,23 @@ def _digest(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
+def _extra_layers(checkpoint: Checkpoint) -> set[int]:
+    """Layers behind the stack that only predict further tokens."""
+    names = LayerNames(checkpoint.architecture.stacks)
+    predicting = checkpoint.decoder_config.get(EXTRA_LAYERS)
+    count = predicting if type(predicting) is int and 0 < predicting < 100 else 0
+    extra = set(range(checkpoint.layers, checkpoint.layers + count))
+    for name in checkpoint.tensors:
+        layer = names.layer(name)
+        if layer is not None and layer >= checkpoint.layers and _predicts(names.tail(name)):
+            extra.add(layer)
+    return extra
+
+
+def _predicts(tail: str) -> bool:
+    return tail.startswith(_PREDICTS)
+
+
 def _width(checkpoint: Checkpoint) -> int:
     width = hidden_size(checkpoint.config, checkpoint.architecture)
     if width is not None:
@@ -290,9 +316,7 @@ def _width(checkpoint: Checkpoint) -> int:
     for name, entry in checkpoint.tensors.items():  # as long as a norm of the first layer
         if names.layer(name) == 0 and "norm" in name and len(entry.shape) == 1:
             return entry.shape[0]
-    raise CheckpointError(
-        f"{checkpoint.folder}: config.json must give {checkpoint.architecture.width[0]}; add it"
-    )
+    raise CheckpointError(f"{checkpoint.folder}: config.json must give hidden_size; add it")
 
 
 def _dtype(checkpoint: Checkpoint) -> str:

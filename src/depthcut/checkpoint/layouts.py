@@ -1,38 +1,249 @@
-"""Rules by which several keys of a config say together what each layer is, by model family."""
+"""What several keys of a config say of the layers together, what layers take from each other, and
+what the model's code cannot run. By idea, not by model type."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 
-from depthcut.checkpoint.fields import Config, Layout, Values, layer_indices, whole_number
+from depthcut.checkpoint.fields import Layout, Reference, Requirement, Rule, Values
+from depthcut.checkpoint.rules import FULL, LINEAR, index_sharing
+from depthcut.checkpoint.values import Config, layer_indices, positive, whole_number
 from depthcut.errors import ArchitectureError
 
 
-def positive(config: Config, key: str, default: int) -> int:
-    """A number that divides.
+def _sparse_step(*, default_dense: tuple[int, ...] = ()) -> Layout:
+    def dense_layers(config: Config, layers: int) -> set[int]:
+        named = layer_indices(config, "mlp_only_layers", layers)
+        return set(default_dense) if named is None else named
 
-    Raises:
-        ArchitectureError: It is none, or not positive.
-    """
-    value = whole_number(config, key, default)
-    if value is None or value < 1:
-        raise ArchitectureError(f"config.json: {key} must be a positive number, found {value}")
-    return value
+    def reads(config: Config, layers: int) -> Values:
+        period = positive(config, "decoder_sparse_step", 1)
+        dense = dense_layers(config, layers)
+        return [(layer + 1) % period == 0 and layer not in dense for layer in range(layers)]
 
+    def writes(config: Config, values: Values) -> Iterator[Config]:
+        for period in (positive(config, "decoder_sparse_step", 1), 1):
+            dense = [
+                layer
+                for layer, sparse in enumerate(values)
+                if (layer + 1) % period == 0 and not sparse
+            ]
+            offer = {**config, "mlp_only_layers": dense}
+            yield offer if period != 1 else {**offer, "decoder_sparse_step": 1}
 
-def _is_sparse(config: Config, layers: int) -> Values:
-    period = positive(config, "decoder_sparse_step", 1)
-    dense = layer_indices(config, "mlp_only_layers", layers) or set()
-    return [(layer + 1) % period == 0 and layer not in dense for layer in range(layers)]
-
-
-def _as_exceptions(config: Config, sparse: Values) -> Iterator[Config]:
-    for period in (positive(config, "decoder_sparse_step", 1), 1):
-        dense = [
-            layer for layer, value in enumerate(sparse) if (layer + 1) % period == 0 and not value
-        ]
-        offer = {**config, "mlp_only_layers": dense}
-        yield offer if period != 1 else {**offer, "decoder_sparse_step": 1}
+    return Layout(("decoder_sparse_step", "mlp_only_layers"), reads, writes)
 
 
-SPARSE_STEP = Layout(("decoder_sparse_step", "mlp_only_layers"), _is_sparse, _as_exceptions)
+SPARSE_STEP = _sparse_step()
 """Every so-manieth layer has experts, except those listed (Qwen). Any cut can be said: where the
 period no longer holds it becomes 1, and the list takes the rest."""
+SPARSE_STEP_OR_TWO = _sparse_step(default_dense=(0, 1))
+"""The same; without a list the first two layers are dense (Flint)."""
+
+
+def _ernie(config: Config, layers: int) -> Values:
+    start = whole_number(config, "moe_layer_start_index", 1) or 0
+    end = whole_number(config, "moe_layer_end_index", -1)
+    end = layers - 1 if end is None or end == -1 else end
+    every = positive(config, "moe_layer_interval", 1)
+    return [(layer + 1) % every == 0 and start <= layer <= end for layer in range(layers)]
+
+
+def _as_ernie(config: Config, values: Values) -> Iterator[Config]:
+    sparse = [layer for layer, value in enumerate(values) if value]
+    first, last = (sparse[0], sparse[-1]) if sparse else (len(values), len(values))
+    given = positive(config, "moe_layer_interval", 1)
+    steps = [second - one for one, second in pairwise(sparse)]
+    for every in dict.fromkeys([given, *steps[:1], first + 1, 1]):
+        yield {
+            **config,
+            "moe_layer_start_index": first,
+            "moe_layer_end_index": last,
+            "moe_layer_interval": every,
+        }
+
+
+EXPERTS_BETWEEN = Layout(
+    ("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"), _ernie, _as_ernie
+)
+"""Every so-manieth layer between two has experts (Ernie 4.5)."""
+
+
+def _cycle(config: Config, layers: int) -> Values:
+    pattern = config.get("block_types", ["recurrent", "recurrent", "attention"])
+    if not isinstance(pattern, list) or not pattern:
+        raise ArchitectureError("config.json: block_types must be a list of kinds; correct it")
+    return [pattern[layer % len(pattern)] for layer in range(layers)]
+
+
+CYCLE = Layout(
+    ("block_types",), _cycle, lambda config, values: iter([{**config, "block_types": values}])
+)
+"""A pattern that the layers repeat (RecurrentGemma)."""
+
+
+def _runs(config: Config, layers: int) -> Values | None:
+    runs = config.get("attention_types")
+    if runs is None:
+        return None
+    try:
+        kinds = [kind for pattern, times in runs for _ in range(times) for kind in pattern]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        kinds = []
+    if len(kinds) != layers:
+        raise ArchitectureError(
+            f"config.json: attention_types must expand to {layers} entries, found {len(kinds)}"
+        )
+    return kinds
+
+
+ATTENTION_RUNS = Layout(
+    ("attention_types",),
+    _runs,
+    lambda config, values: iter([{**config, "attention_types": [[values, 1]]}]),
+)
+"""Kinds and how often they repeat (GPT-Neo)."""
+
+
+def multiple(key: str, factor: int) -> Layout:
+    """A second count that must be so many times the number of layers where it is given."""
+    return Layout(
+        (key,),
+        lambda config, layers: [config.get(key, factor * layers) == factor * layers] * layers,
+        lambda config, values: iter([{**config, key: factor * len(values)}]),
+    )
+
+
+# --- what layers take from each other ----------------------------------------------------------
+
+
+def shared_keys_and_values(default: Rule, *, missing: int = 0) -> Layout:
+    """The last num_kv_shared_layers take keys and values of the last layer of their type before
+    them (Gemma 3n, Gemma 4). With as many as there are layers all come from outside.
+
+    Args:
+        default: What fills missing layer_types.
+        missing: What a missing num_kv_shared_layers means.
+    """
+
+    def reads(config: Config, layers: int) -> Values:
+        types = config.get("layer_types")
+        types = types if isinstance(types, list) else default(config, layers)
+        shared = whole_number(config, "num_kv_shared_layers", missing) or 0
+        first = layers - shared
+        if first <= 0 < shared:
+            return ["outside"] * layers
+        donors = {types[layer]: layer for layer in range(min(first, len(types)))}
+        return [
+            None if layer < first else Reference(donors.get(types[layer], -1))
+            for layer in range(layers)
+        ]
+
+    def writes(config: Config, values: Values) -> Iterator[Config]:
+        yield {**config, "num_kv_shared_layers": sum(value is not None for value in values)}
+
+    return Layout(("num_kv_shared_layers",), reads, writes)
+
+
+def _indexers(config: Config, layers: int) -> Values | None:
+    kinds = config.get("indexer_types")
+    kinds = kinds if isinstance(kinds, list) else index_sharing(config, layers)
+    values: Values = []
+    nearest = -1
+    for layer, kind in enumerate(kinds):
+        nearest = nearest if kind == "shared" else layer
+        values.append(Reference(nearest) if kind == "shared" else None)
+    return values
+
+
+SHARED_INDEXERS = Layout((), _indexers)
+"""A layer without an indexer takes the choice of the nearest one before it that has one."""
+
+
+def ordinal_among(kinds: Callable[[Config, int], Values], *, most: int | None = None) -> Layout:
+    """Layers of a kind compute with, or are stored by, their ordinal among each other.
+
+    Args:
+        kinds: Whether each layer is of that kind.
+        most: Ordinals from this one on count as the same; None: all differ.
+    """
+
+    def reads(config: Config, layers: int) -> Values:
+        values: Values = []
+        count = 0
+        for is_one in kinds(config, layers):
+            values.append((count if most is None else min(count, most)) if is_one else None)
+            count += bool(is_one)
+        return values
+
+    return Layout((), reads)
+
+
+# --- what the model's code cannot run ----------------------------------------------------------
+
+_WITHOUT_KEYS = frozenset({LINEAR, "conv", "mamba", "recurrent", "moe", "mlp", "dense"})
+
+
+def _has_attention(config: Config, layers: int) -> bool:
+    for key in ("layers_block_type", "layer_types"):
+        kinds = config.get(key)
+        if isinstance(kinds, list) and kinds:
+            return not {kind for kind in kinds if isinstance(kind, str)} <= _WITHOUT_KEYS
+    return True
+
+
+NO_ATTENTION = (
+    "none of the layers that stay has attention, and transformers cannot generate with a cache of "
+    "recurrent layers alone"
+)
+HAS_ATTENTION = Requirement(NO_ATTENTION, _has_attention)
+
+
+def needs_layer(reads: Rule, why: str) -> Requirement:
+    """At least one layer for which a rule is true must stay."""
+    return Requirement(why, lambda config, layers: any(reads(config, layers)))
+
+
+def needs_type(key: str, kind: str, why: str, *, at: int | None = None) -> Requirement:
+    """A kind must be among a list's entries, or stand at one place of it."""
+
+    def holds(config: Config, layers: int) -> bool:
+        kinds = config.get(key)
+        if not isinstance(kinds, list) or not kinds:
+            return True
+        return kind in kinds if at is None else kinds[at] == kind
+
+    return Requirement(why, holds)
+
+
+def hybrids(config: Config, layers: int) -> Values:
+    """Which layers of Zamba share a block of attention."""
+    kinds = config.get("layers_block_type")
+    kinds = kinds if isinstance(kinds, list) and len(kinds) == layers else [None] * layers
+    return [kind == "hybrid" for kind in kinds]
+
+
+def linear_before_full(config: Config, _: int) -> bool:
+    """Whether the first layer has linear attention, and another one full."""
+    kinds = config.get("layer_types")
+    return isinstance(kinds, list) and kinds[:1] == [LINEAR] and FULL in kinds
+
+
+def cross_attention_first(config: Config, _: int) -> bool:
+    """Whether the first layer looks at pictures only."""
+    named = config.get("cross_attention_layers")
+    return isinstance(named, list) and 0 in named
+
+
+def cached_types_come_first(config: Config, layers: int) -> bool:
+    """Every type of the layers that share keys and values is among those that compute them."""
+    types = config.get("layer_types")
+    shared = whole_number(config, "num_kv_shared_layers", 0) or 0
+    if not isinstance(types, list) or not 0 < shared < layers:
+        return True
+    return set(map(str, types[: layers - shared])) == set(map(str, types))
+
+
+def not_longer_than_the_encoder(config: Config, layers: int) -> bool:
+    """Caches of these classes have a slot for each layer of the encoder."""
+    encoder = whole_number(config, "encoder_layers", 12) or 0
+    return layers <= encoder

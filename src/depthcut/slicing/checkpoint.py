@@ -27,7 +27,7 @@ from depthcut.errors import ArchitectureError
 from depthcut.files import new_folder, refuse_existing
 from depthcut.progress import progress
 from depthcut.records import Origin, Plan, SliceRecord, inputs_digest, write_record
-from depthcut.slicing.layout import check_plan, files_of
+from depthcut.slicing.layout import check_plan, files_of, refuse_computed
 from depthcut.version import __version__
 
 RECORD_FILE = "depthcut.json"
@@ -78,6 +78,7 @@ def slice_checkpoint(
         raise ArchitectureError(
             f"{architecture.assumed[0]}; such a cut must be verified by loading it"
         )
+    refuse_computed(checkpoint)
     config = cut_config(checkpoint.config, cut.kept, architecture, facts.layers)
     config.pop("transformers_weights", None)  # ours have the usual names
     files = files_of(checkpoint, cut, shard_bytes)

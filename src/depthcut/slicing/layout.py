@@ -8,7 +8,7 @@ from depthcut.checkpoint.folder import SINGLE_FILE, Checkpoint
 from depthcut.checkpoint.headers import TensorEntry
 from depthcut.checkpoint.names import LayerNames
 from depthcut.checkpoint.pieces import Piece, sliced_piece
-from depthcut.errors import PlanError
+from depthcut.errors import ArchitectureError, PlanError
 from depthcut.records import ModelFacts, Plan
 
 
@@ -56,6 +56,16 @@ def check_plan(plan: Plan, facts: ModelFacts, source: str, *, other_model: bool 
         raise PlanError(f"the plan removes none of {facts.layers} layers: nothing to slice")
 
 
+def refuse_computed(checkpoint: Checkpoint) -> None:
+    """Raise ArchitectureError where the model would compute by index what it may also store."""
+    for name in checkpoint.architecture.stored:
+        if not any(tensor.endswith(name) for tensor in checkpoint.tensors):
+            raise ArchitectureError(
+                f"{checkpoint.folder} does not store {name}, which the model then computes from "
+                "the index of each layer: save it once with transformers' save_pretrained"
+            )
+
+
 def kept_pieces(
     tensors: Iterable[TensorEntry], architecture: Architecture, cut: Cut
 ) -> Iterator[Piece]:
@@ -68,7 +78,9 @@ def kept_pieces(
     repeated = []
     for entry in tensors:
         layer = names.layer(entry.name)
-        if layer is not None:
+        if layer == 0 and names.tail(entry.name).startswith(architecture.first_only or ("\0",)):
+            yield Piece(entry.name, entry)
+        elif layer is not None:
             copies = [
                 Piece(names.renumber(entry.name, new), entry) for new in new_indices.get(layer, ())
             ]

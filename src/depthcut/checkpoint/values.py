@@ -1,0 +1,73 @@
+"""Reading and changing single values of a config, with suspicion."""
+
+from collections.abc import Mapping
+
+from depthcut.errors import ArchitectureError
+
+Config = Mapping[str, object]
+
+
+def whole_number(config: Config, key: str, default: int | None = None) -> int | None:
+    """The number that a config gives, or the default where it gives none.
+
+    Raises:
+        ArchitectureError: It gives something else.
+    """
+    value = value_at(config, key)
+    if value is None:
+        return default
+    if type(value) is not int:
+        raise ArchitectureError(
+            f"config.json: {key} must be a whole number, found {short(value)}; correct it"
+        )
+    return value
+
+
+def positive(config: Config, key: str, default: int) -> int:
+    """A number that a config gives and that divides.
+
+    Raises:
+        ArchitectureError: It is none, or not positive.
+    """
+    value = whole_number(config, key, default)
+    if value is None or value < 1:
+        raise ArchitectureError(f"config.json: {key} must be a positive number, found {value}")
+    return value
+
+
+def layer_indices(config: Config, key: str, layers: int, *, base: int = 0) -> set[int] | None:
+    """The layers that a list names, counted from `base`; negative ones count from the end.
+
+    Raises:
+        ArchitectureError: It is no list of whole numbers.
+    """
+    named = value_at(config, key)
+    if named is None:
+        return None
+    if not isinstance(named, list) or not all(type(layer) is int for layer in named):
+        raise ArchitectureError(
+            f"config.json: {key} must be a list of layers, found {short(named)}; correct it"
+        )
+    return {(layer % layers if -layers <= layer < 0 else layer) - base for layer in named}
+
+
+def value_at(config: Config, key: str) -> object:
+    """What a config gives for a key; `outer.inner` for a key of an object in it."""
+    outer, _, inner = key.rpartition(".")
+    part = config.get(outer) if outer else config
+    return part.get(inner) if isinstance(part, Mapping) else None
+
+
+def with_value(config: Config, key: str, value: object) -> dict[str, object]:
+    """The config with another value for a key, as `value_at` understands it."""
+    outer, _, inner = key.rpartition(".")
+    if not outer:
+        return {**config, key: value}
+    part = config.get(outer)
+    return {**config, outer: {**(part if isinstance(part, Mapping) else {}), inner: value}}
+
+
+def short(value: object) -> str:
+    """A value for a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

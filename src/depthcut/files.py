@@ -37,6 +37,41 @@ def new_folder(path: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
     Raises:
         OutputError: `path` exists, its parent cannot be written, or the disk is full.
     """
+    with _working_folder(path, needed_bytes) as working:
+        yield working
+        _sync_tree(working)
+        refuse_existing(path)
+        working.rename(path)
+        _sync(path.parent)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
+    """A context that gives the place for a large file and, on success, renames it to `path`.
+
+    The file's folder there is a working folder: what else is put into it goes with it. On any
+    exception nothing is left and `path` does not exist.
+
+    Args:
+        path: The file to be; its parents are made.
+        needed_bytes: Checked against the free space of the disk before anything is written.
+
+    Raises:
+        OutputError: `path` exists, its parent cannot be written, or the disk is full.
+    """
+    with _working_folder(path, needed_bytes) as working:
+        file = working / "file"
+        yield file
+        _sync(file)
+        refuse_existing(path)
+        file.rename(path)
+        _sync(path.parent)
+        shutil.rmtree(working)
+
+
+@contextlib.contextmanager
+def _working_folder(path: Path, needed_bytes: int) -> Iterator[Path]:
+    """A hidden, locked sibling of `path`, removed on any exception."""
     refuse_existing(path)
     with _explained(path, needed_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,10 +84,6 @@ def new_folder(path: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             working.chmod(0o755)
             yield working
-            _sync_tree(working)
-            refuse_existing(path)
-            working.rename(path)
-            _sync(path.parent)
         except BaseException:
             shutil.rmtree(working, ignore_errors=True)
             raise

@@ -24,6 +24,7 @@ from depthcut.checkpoint.layouts import (
     ATTENTION_RUNS,
     CYCLE,
     EXPERTS_BETWEEN,
+    HALVINGS,
     HAS_ATTENTION,
     NO_ATTENTION,
     SHARED_INDEXERS,
@@ -189,6 +190,11 @@ _GLM_SPARSE = (
         "indexer_types", "full", "the first layer that stays shares an indexer with none", at=0
     ),
 )
+_SHARES_BLOCK = (
+    "the layers that share a block of attention find it, and their part of it, by their ordinal "
+    "among each other: of these only the last can go"
+)
+_PLE_LAYERS = IndexList("ple_layer_ids", base=1)
 _FULL_ATTENTION_INDICES = IndexList("full_attn_idxs")
 _LOCAL_LAYERS = IndexList("local_layer_ids")
 
@@ -594,11 +600,11 @@ ARCHITECTURES: dict[str, Architecture] = {
                 periodic("full_attention_interval", 4, hit=INDEXED, miss=LINEAR),
                 "full_attention_interval",
             ),
-            IndexList("ple_layer_ids", base=1),
+            _PLE_LAYERS,
             ordinal_among(
-                lambda config, layers: (
-                    IndexList("ple_layer_ids", base=1).read(config, layers) or [False] * layers
-                )
+                lambda config, layers: _PLE_LAYERS.read(config, layers) or [False] * layers,
+                "layers with embeddings of their own size their tables by their ordinal among each "
+                "other: of these only the last can go",
             ),
         ),
     ),
@@ -619,13 +625,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "roberta-prelayernorm": Architecture(stacks=("roberta_prelayernorm.encoder.layer",)),
     "rwkv": Architecture(
         stacks=("rwkv.blocks",),
-        fields=(
-            DependsOnIndex(
-                "the states are halved every so many layers, which only float16 needs and which "
-                "changes the last bits of the result; set it to 0 to remove any layers",
-                "rescale_every",
-            ),
-        ),
+        fields=(HALVINGS,),
         first_only=("pre_ln.",),
     ),
     "sarvam_mla": Architecture(fields=(LeadingCount("first_k_dense_replace", default=1),)),
@@ -656,7 +656,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "zamba": Architecture(
         fields=(
             PerLayerList("layers_block_type"),
-            ordinal_among(hybrids, most=1),
+            ordinal_among(hybrids, _SHARES_BLOCK, most=1),
             Requirement(
                 "only one of the layers that share a block of attention would stay, which its "
                 "class cannot build",
@@ -669,7 +669,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             PerLayerList("layer_types"),
             PerLayerList("layers_block_type"),
             IndexList("hybrid_layer_ids"),
-            ordinal_among(hybrids),
+            ordinal_among(hybrids, _SHARES_BLOCK),
         )
     ),
     "zaya": Architecture(

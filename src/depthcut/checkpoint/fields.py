@@ -60,7 +60,10 @@ class Field(Protocol):
         """
 
     def write(self, config: Config, values: Values) -> Iterator[Config]:
-        """Configs that differ from `config` in this field and may say `values`, best first."""
+        """Configs that differ from `config` in this field and may say `values`, best first.
+
+        May raise ArchitectureError behind the last offer, to say why in its own words.
+        """
 
 
 def cut_field(field: Field, config: Config, current: Config, cut: Cut) -> Config:
@@ -320,6 +323,8 @@ class Layout:
     keys: tuple[str, ...]
     reads: Reader
     writes: Offers | None = None
+    why: str = ""
+    """Why a cut that cannot be said is refused, in a sentence; '': the usual one."""
 
     def read(self, config: Config, layers: int) -> Values | None:
         return self.reads(config, layers)
@@ -328,6 +333,8 @@ class Layout:
         yield config
         if self.writes is not None:
             yield from self.writes(config, values)
+        if self.why:
+            raise ArchitectureError(self.why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +362,7 @@ class EndStays:
     """The first or the last layer is built otherwise than the others: it must stay at its end."""
 
     end: Literal["first", "last"]
-    why: str
+    what: str
     keys: tuple[str, ...] = ()
 
     def read(self, config: Config, layers: int) -> Values | None:
@@ -364,7 +371,7 @@ class EndStays:
 
     def write(self, config: Config, values: Values) -> Iterator[Config]:
         yield config
-        raise ArchitectureError(f"the {self.end} layer must stay the {self.end} one: {self.why}")
+        raise ArchitectureError(f"the {self.end} layer must stay the {self.end} one: {self.what}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,14 +437,18 @@ class ScaledByDepth:
                 near = math.nextafter(near, direction)
 
 
+def _named(field: Field) -> str:
+    return f" ({' and '.join(field.keys)})" if field.keys else ""
+
+
 def _carried(value: object, new: int, cut: Cut, field: Field) -> object:
     if not isinstance(value, Reference):
         return value
     before = [index for index in range(new) if cut.kept[index] == value.layer]
     if not before:
         raise ArchitectureError(
-            f"layer {cut.kept[new]} uses what layer {value.layer} computes ({field.keys[0]}), "
-            f"so that layer {value.layer} must stay before it"
+            f"layer {cut.kept[new]} uses what layer {value.layer} computes, so that layer "
+            f"{value.layer} must stay before it{_named(field)}"
         )
     return Reference(before[-1])
 

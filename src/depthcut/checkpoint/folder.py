@@ -21,7 +21,7 @@ from depthcut.checkpoint.configs import (
 from depthcut.checkpoint.headers import Header, TensorEntry, read_header
 from depthcut.checkpoint.names import LayerNames
 from depthcut.checkpoint.values import Config
-from depthcut.errors import CheckpointError
+from depthcut.errors import ArchitectureError, CheckpointError
 from depthcut.records import ModelFacts
 
 SINGLE_FILE = "model.safetensors"
@@ -152,6 +152,8 @@ def model_facts(checkpoint: Checkpoint, *, source: str) -> ModelFacts:
         CheckpointError: Config and tensors disagree on the number of layers.
     """
     architecture = checkpoint.architecture
+    if architecture.refusal:
+        raise ArchitectureError(f"{checkpoint.config.get('model_type')}: {architecture.refusal}")
     names = LayerNames(architecture.stacks)
     layers = checkpoint.layers
     extra = _extra_layers(checkpoint)

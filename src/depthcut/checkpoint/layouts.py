@@ -1,7 +1,7 @@
 """What several keys of a config say of the layers together, what layers take from each other, and
 what the model's code cannot run. By idea, not by model type."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 from depthcut.checkpoint.fields import Layout, Reference, Requirement, Rule, Values
@@ -113,6 +113,21 @@ def multiple(key: str, factor: int) -> Layout:
     )
 
 
+def _halvings(config: Config, layers: int) -> Values | None:
+    every = whole_number(config, "rescale_every", 6) or 0
+    return [(layer // every, layers // every) for layer in range(layers)] if every > 0 else None
+
+
+HALVINGS = Layout(
+    ("rescale_every",),
+    _halvings,
+    why="the model halves its states every rescale_every layers, which changes the last bits of "
+    "what later layers compute; only float16 needs it: set it to 0 in config.json to remove any "
+    "layers",
+)
+"""RWKV keeps its states small where it does not train."""
+
+
 # --- what layers take from each other ----------------------------------------------------------
 
 
@@ -159,11 +174,12 @@ SHARED_INDEXERS = Layout((), _indexers)
 """A layer without an indexer takes the choice of the nearest one before it that has one."""
 
 
-def ordinal_among(kinds: Callable[[Config, int], Values], *, most: int | None = None) -> Layout:
+def ordinal_among(kinds: Rule, why: str, *, most: int | None = None) -> Layout:
     """Layers of a kind compute with, or are stored by, their ordinal among each other.
 
     Args:
         kinds: Whether each layer is of that kind.
+        why: What such a layer does with its ordinal, in a sentence.
         most: Ordinals from this one on count as the same; None: all differ.
     """
 
@@ -175,7 +191,7 @@ def ordinal_among(kinds: Callable[[Config, int], Values], *, most: int | None = 
             count += bool(is_one)
         return values
 
-    return Layout((), reads)
+    return Layout((), reads, why=why)
 
 
 # --- what the model's code cannot run ----------------------------------------------------------

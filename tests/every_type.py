@@ -155,6 +155,8 @@ apertus1p5:
   vision_config: {codebook_size: 2}
   audio_config: {codebook_size: 2, codebook_dim: 64}
 bamba: {attn_layer_indices: [1, 4]}
+blt_global_transformer: {num_hidden_layers: 6}
+blt_local_decoder: {num_hidden_layers: 2}
 chameleon: {vocabulary_map: {<image>: 258}}
 cohere_compass_text:
   rope_parameters:
@@ -340,6 +342,11 @@ def _together(default: Mapping[str, Any]) -> Config:
     if "kv_lora_rank" in default:  # latent attention: as many keys as queries
         found |= {"num_key_value_heads": 4, "qk_head_dim": 24}
         found |= {"head_dim": 8} if default.get("head_dim") else {}
+    for key in {"encoder_layers", "num_encoder_layers"} & default.keys():
+        if key.replace("en", "de", 1) in default:  # transformers makes caches of the encoder's size
+            found |= {key: 8}
+    if default.get("is_decoder") is False:  # then BERT and its kin look ahead and keep no cache
+        found |= {"is_decoder": True}
     if "use_sliding_window" in default:
         found |= {"use_sliding_window": True, "max_window_layers": 3, "sliding_window": 8}
     if "decoder_sparse_step" in default:

@@ -253,6 +253,21 @@ def test_shard_bytes_spreads_the_weights_anew(tiny_llama: Path, tmp_path: Path) 
     assert slice_inputs(plan) == whole.origin.inputs != spread.origin.inputs
 
 
+def test_linking_shares_the_shards_that_stay_as_they_are(
+    tiny_llama_sharded: Path, tmp_path: Path
+) -> None:
+    plan = plan_without(tiny_llama_sharded, (4, 5))
+    copied = slice_checkpoint(tiny_llama_sharded, plan, tmp_path / "copied")
+    linked = slice_checkpoint(tiny_llama_sharded, plan, tmp_path / "linked", link=True)
+    assert linked.result.digest == copied.result.digest
+    assert torch.equal(
+        logits(load_exactly(tmp_path / "linked")), logits(load_exactly(tmp_path / "copied"))
+    )
+    parents = {path.stat().st_ino for path in tiny_llama_sharded.glob("*.safetensors")}
+    made = {path.stat().st_ino for path in (tmp_path / "copied").glob("*.safetensors")}
+    assert not parents & made
+
+
 def test_tensors_start_at_multiples_of_eight_and_say_their_format(
     tiny_llama: Path, tmp_path: Path
 ) -> None:

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from depthcut.checkpoint.copying import ByteRange, copy_file, merge_ranges, write_ranges
+from depthcut.checkpoint.copying import (
+    BLOCK_BYTES,
+    ByteRange,
+    copy_file,
+    link_file,
+    merge_ranges,
+    write_ranges,
+)
 from depthcut.errors import CheckpointError
 
 CONTENT = bytes(i * 7 % 251 for i in range(10_000))
@@ -115,3 +122,51 @@ def test_neighbours_are_joined_and_order_kept() -> None:
     expected = [(a, 0, 5), (a, 6, 7), (b, 7, 9), (b, 3, 4)]
     assert merged == [ByteRange(*part) for part in expected]
     assert list(merge_ranges([])) == []
+
+
+def cloning(source: int, start: int, length: int, target: int, at: int) -> bool:
+    """What the ioctl does, with its rules."""
+    size = os.fstat(source).st_size
+    assert start % BLOCK_BYTES == at % BLOCK_BYTES == 0
+    assert length % BLOCK_BYTES == 0
+    assert os.fstat(target).st_size >= at, "a hole would be left"
+    os.pwrite(target, os.pread(source, length or size, start), at)
+    return True
+
+
+@given(
+    parts=st.lists(st.tuples(st.integers(0, 9_999), st.integers(0, 9_999)), max_size=6),
+    head=st.integers(0, 9_000),
+    aligned=st.booleans(),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_cloned_blocks_and_copied_rests_make_the_same_file(
+    source: Path, parts: list[tuple[int, int]], head: int, aligned: bool
+) -> None:
+    ranges = [ByteRange(source, min(part), max(part)) for part in parts]
+    if ranges and aligned:  # as the slicer pads its headers
+        head += (ranges[0].start - head) % BLOCK_BYTES
+    target = source.with_name("cloned")
+    counted: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("depthcut.checkpoint.copying._clone_range", cloning)
+        write_ranges(target, b"h" * head, ranges, done=counted.append, share=True)
+    found = target.read_bytes()
+    target.unlink()
+    assert found == b"h" * head + b"".join(CONTENT[each.start : each.stop] for each in ranges)
+    assert sum(counted) == sum(each.stop - each.start for each in ranges)
+
+
+def test_without_cloning_a_linked_file_is_a_hard_link(source: Path) -> None:
+    target = source.with_name("target")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("depthcut.checkpoint.copying._clone_range", lambda *_: False)
+        link_file(source, target)
+    assert target.samefile(source)
+
+
+def test_a_link_through_a_symbolic_link_meets_the_file_itself(source: Path) -> None:
+    (source.with_name("pointer")).symlink_to(source)
+    link_file(source.with_name("pointer"), source.with_name("target"))
+    assert not source.with_name("target").is_symlink()
+    assert source.with_name("target").read_bytes() == CONTENT

@@ -120,11 +120,16 @@ def read_header(file: Path) -> Header:
 
 
 def encode_header(
-    tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]
+    tensors: Iterable[tuple[str, str, tuple[int, ...], int]],
+    metadata: Mapping[str, str],
+    *,
+    multiple: int = 8,
+    remainder: int = 0,
 ) -> bytes:
     """The first bytes of a file that holds these tensors (name, dtype, shape, bytes) in order.
 
-    Padded with spaces so that the tensors start at a multiple of 8 bytes.
+    Padded with spaces so that the tensors start at a multiple of 8 bytes, or leave another
+    remainder of another multiple.
     """
     fields: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
@@ -136,7 +141,7 @@ def encode_header(
         }
         position += size_bytes
     body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
-    body += b" " * (-len(body) % 8)
+    body += b" " * ((remainder - 8 - len(body)) % multiple)
     return len(body).to_bytes(8, "little") + body
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from depthcut.checkpoint.card import slice_card
 from depthcut.checkpoint.companions import carry_companions, companions
 from depthcut.checkpoint.configs import cut_config
-from depthcut.checkpoint.copying import write_ranges
+from depthcut.checkpoint.copying import BLOCK_BYTES, link_file, write_ranges
 from depthcut.checkpoint.fields import Cut
 from depthcut.checkpoint.folder import (
     INDEX_FILE,
@@ -27,7 +27,7 @@ from depthcut.errors import ArchitectureError
 from depthcut.files import new_folder, refuse_existing
 from depthcut.progress import progress
 from depthcut.records import Origin, Plan, SliceRecord, inputs_digest, write_record
-from depthcut.slicing.layout import check_plan, files_of, refuse_computed
+from depthcut.slicing.layout import check_plan, files_of, is_whole_file, refuse_computed
 from depthcut.version import __version__
 
 RECORD_FILE = "depthcut.json"
@@ -44,6 +44,7 @@ def slice_checkpoint(
     *,
     shard_bytes: int | None = None,
     other_model: bool = False,
+    link: bool = False,
     verify: Callable[[Path], None] | None = None,
 ) -> SliceRecord:
     """Write the checkpoint that a plan makes of `folder`.
@@ -59,6 +60,9 @@ def slice_checkpoint(
             None: the parent's files, without those that become empty.
         other_model: Whether the plan may come from another model of the same shape, such as the
             one that this is a quantised copy of.
+        link: Share bytes with the parent instead of copying them, where the file system can:
+            blocks are cloned; where it cannot clone, files that stay as they are become hard links,
+            so that whoever writes into one changes the other.
         verify: Called with the finished folder before it appears, where the model type is not in
             the table and what was derived of it must be proved; it raises to refuse.
 
@@ -82,11 +86,12 @@ def slice_checkpoint(
     config = cut_config(checkpoint.config, cut.kept, architecture, facts.layers)
     config.pop("transformers_weights", None)  # ours have the usual names
     files = files_of(checkpoint, cut, shard_bytes)
-    with new_folder(out, needed_bytes=_needed_bytes(checkpoint, files)) as working:
+    needed = 0 if link else _needed_bytes(checkpoint, files)
+    with new_folder(out, needed_bytes=needed) as working:
         names = ModuleNames(architecture.stacks, cut)
         carry_companions(folder, checkpoint.config, working, names)
         _write_json(working / "config.json", config)
-        _write_weights(working, checkpoint, files)
+        _write_weights(working, checkpoint, files, link=link)
         checkpoint.refuse_changed()
         result = model_facts(open_checkpoint(working), source=str(out))
         card = slice_card(folder, plan, result, name=out.name, version=__version__)
@@ -116,18 +121,28 @@ def _needed_bytes(checkpoint: Checkpoint, files: Mapping[str, list[Piece]]) -> i
     return weights + headers + others + (1 << 20)
 
 
-def _write_weights(working: Path, checkpoint: Checkpoint, files: Mapping[str, list[Piece]]) -> None:
-    metadata = {shard.file: shard.metadata for shard in checkpoint.shards}
+def _write_weights(
+    working: Path, checkpoint: Checkpoint, files: Mapping[str, list[Piece]], *, link: bool
+) -> None:
+    shards = {shard.file: shard for shard in checkpoint.shards}
     total = sum(piece.size_bytes for group in files.values() for piece in group)
 
     def write(done: Callable[[int], None]) -> None:
         for name, group in files.items():
+            origin = shards[group[0].entry.file] if group else checkpoint.shards[0]
+            if link and is_whole_file(group, origin):
+                link_file(origin.file, working / name)
+                done(origin.size_bytes)
+                continue
+            start = group[0].entry.start if group else 0
             head = encode_header(
                 ((p.name, p.entry.dtype, p.shape, p.size_bytes) for p in group),
-                {"format": "pt"} | (metadata[group[0].entry.file] if group else {}),
+                {"format": "pt"} | origin.metadata,
+                multiple=BLOCK_BYTES if link else 8,
+                remainder=start % BLOCK_BYTES if link else 0,
             )
             ranges = chain.from_iterable(piece.ranges() for piece in group)
-            write_ranges(working / name, head, ranges, done=done)
+            write_ranges(working / name, head, ranges, done=done, share=link)
 
     if total >= _PROGRESS_BYTES:
         with progress("slice", total, unit="bytes") as advance:

@@ -1,11 +1,11 @@
 """What the new checkpoint holds: which tensors, under which names, in which files."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from depthcut.checkpoint.architectures import Architecture
 from depthcut.checkpoint.fields import Cut
 from depthcut.checkpoint.folder import SINGLE_FILE, Checkpoint
-from depthcut.checkpoint.headers import TensorEntry
+from depthcut.checkpoint.headers import Header, TensorEntry
 from depthcut.checkpoint.names import LayerNames
 from depthcut.checkpoint.pieces import Piece, sliced_piece
 from depthcut.errors import ArchitectureError, PlanError
@@ -106,6 +106,14 @@ def files_of(
         f"model-{number:05d}-of-{len(groups):05d}.safetensors": group
         for number, group in enumerate(groups, start=1)
     }
+
+
+def is_whole_file(pieces: Sequence[Piece], shard: Header) -> bool:
+    """Whether the pieces are all tensors of a file, under their old names."""
+    return len(pieces) == len(shard.tensors) and all(
+        piece.entry is entry and piece.name == entry.name and piece.sliced is None
+        for piece, entry in zip(pieces, shard.tensors, strict=True)
+    )
 
 
 def _groups(pieces: Iterable[Piece], shard_bytes: int | None) -> Iterator[list[Piece]]:

@@ -352,12 +352,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glm4_moe": Architecture(fields=(LeadingCount("first_k_dense_replace", default=1),)),
     "glm4_moe_lite": Architecture(fields=(_experts(), LeadingCount("first_k_dense_replace"))),
     "glm_moe_dsa": Architecture(fields=(*_GLM_SPARSE, _experts("first_k_dense_replace", 3))),
-    "gpt2": Architecture(
-        stacks=("transformer.h",),
-        count=("n_layer", "num_hidden_layers"),
-        fields=(
-            DependsOnIndex(
-                "each layer divides its attention by its index", "scale_attn_by_inverse_layer_idx"
+    **dict.fromkeys(
+        ("gpt-sw3", "gpt2"),
+        Architecture(
+            stacks=("transformer.h",),
+            count=("n_layer", "num_hidden_layers"),
+            fields=(
+                DependsOnIndex(
+                    "each layer divides its attention by its index",
+                    "scale_attn_by_inverse_layer_idx",
+                ),
             ),
         ),
     ),
@@ -405,7 +409,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **dict.fromkeys(
         ("inkling2_text", "inkling2_loop_text"),
         Architecture(
-            refusal="every so-manieth layer by its index starts a block that all later layers "
+            refusal="every n-th layer by its index starts a block that all later layers "
             "attend to: a layer less would move those starts"
         ),
     ),

@@ -247,7 +247,7 @@ class TrailingCount:
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """Every so-manieth layer is of another kind: those with (layer - offset) % period == 0.
+    """Every n-th layer is of another kind: those with (layer - offset) % period == 0.
 
     Where the kept layers have no period the cut is refused.
     """

@@ -34,7 +34,7 @@ def _sparse_step(*, default_dense: tuple[int, ...] = ()) -> Layout:
 
 
 SPARSE_STEP = _sparse_step()
-"""Every so-manieth layer has experts, except those listed (Qwen). Any cut can be said: where the
+"""Every n-th layer has experts, except those listed (Qwen). Any cut can be said: where the
 period no longer holds it becomes 1, and the list takes the rest."""
 SPARSE_STEP_OR_TWO = _sparse_step(default_dense=(0, 1))
 """The same; without a list the first two layers are dense (Flint)."""
@@ -65,7 +65,7 @@ def _as_ernie(config: Config, values: Values) -> Iterator[Config]:
 EXPERTS_BETWEEN = Layout(
     ("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"), _ernie, _as_ernie
 )
-"""Every so-manieth layer between two has experts (Ernie 4.5)."""
+"""Every n-th layer between two has experts (Ernie 4.5)."""
 
 
 def _cycle(config: Config, layers: int) -> Values:

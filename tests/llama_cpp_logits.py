@@ -1,32 +1,45 @@
 """Logits of a GGUF file in llama.cpp, one thread, no quantised cache."""
 
-import contextlib
-import ctypes
+import faulthandler
+import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-import llama_cpp
 import numpy as np
 from llama_cpp import llama_cpp as library
 
-_QUIET = llama_cpp.llama_log_callback(lambda *_: None)
-"""Kept alive as long as llama.cpp may call it."""
-
 
 def llama_cpp_logits(file: Path, tokens: Sequence[int]) -> np.ndarray | None:
-    """Of every token, shape (tokens, vocabulary); None: llama.cpp does not load the file."""
-    library.llama_log_set(_QUIET, ctypes.c_void_p(0))
+    """Of every token, shape (tokens, vocabulary); None: llama.cpp refuses the file.
+
+    In a process of its own: what llama.cpp cannot do it often says by aborting.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_send_logits, args=(file, tokens, sender))
+    child.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return None
+    finally:
+        child.join()
+
+
+def _send_logits(file: Path, tokens: Sequence[int], sender: Connection) -> None:
+    faulthandler.disable()  # an abort is an answer
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
     settings = library.llama_model_default_params()
     settings.use_mmap = False
-    with _silent():
-        model = library.llama_model_load_from_file(str(file).encode(), settings)
-    if not model:
-        return None
-    try:
-        return _decode(model, tokens)
-    finally:
-        library.llama_model_free(model)
+    model = library.llama_model_load_from_file(str(file).encode(), settings)
+    if model:
+        sender.send(_decode(model, tokens))
+    os._exit(0)  # nothing of the parent's is to be cleaned up here
 
 
 def _decode(model: object, tokens: Sequence[int]) -> np.ndarray:
@@ -43,20 +56,4 @@ def _decode(model: object, tokens: Sequence[int]) -> np.ndarray:
     assert library.llama_decode(context, batch) == 0
     width = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
     rows = [library.llama_get_logits_ith(context, place) for place in range(len(tokens))]
-    logits = np.stack([np.ctypeslib.as_array(row, (width,)).copy() for row in rows])
-    library.llama_batch_free(batch)
-    library.llama_free(context)
-    return logits
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """What the library prints by itself when it refuses a file."""
-    saved = os.dup(2)
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+    return np.stack([np.ctypeslib.as_array(row, (width,)).copy() for row in rows])

@@ -3,8 +3,9 @@
 import multiprocessing
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import numpy as np
@@ -26,7 +27,15 @@ from depthcut.errors import (
     PlanError,
 )
 from tests.llama_cpp_logits import llama_cpp_logits
-from tests.tiny_gguf import HEAD, WIDTH, metadata_of, tensors_of, write_gguf
+from tests.tiny_gguf import (
+    HEAD,
+    VOCABULARY,
+    WIDTH,
+    Shapes,
+    metadata_of,
+    tensors_of,
+    write_gguf,
+)
 
 QUANTISED = {
     "attn_q.weight": GGMLQuantizationType.Q4_0,
@@ -233,7 +242,8 @@ def test_arrays_with_an_entry_for_each_layer_are_cut(tmp_path: Path) -> None:
         "xielu.beta": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
         "rope.dimension_sections": [1, 2, 3, 4, 5, 6],
     }
-    file = write_gguf(tmp_path / "a.gguf", metadata=arrays)
+    sizes = {"attention.key_length": 16, "attention.value_length": 16}
+    file = write_gguf(tmp_path / "a.gguf", metadata=arrays | sizes)
     before, after = metadata_of(file), metadata_of(cut(file, [5, 1, 2, 2]))
     for name, entries in arrays.items():
         key = name if name.startswith("xielu") else f"llama.{name}"
@@ -283,7 +293,7 @@ CUTS: list[Case] = [
         {"interleave_moe_layer_step": 1, "leading_dense_block_count": 0},
     ),
     ("qwen3next", {"full_attention_interval": 3}, [0, 2, 4, 5], {"full_attention_interval": 2}),
-    ("qwen3next", {}, [0, 1, 2], {}),
+    ("qwen3next", {}, [0, 1, 2, 3], {}),
     ("plamo3", {"attention.sliding_window": 8, "attention.sliding_window_pattern": 3},
      [1, 2, 4, 5], {"attention.sliding_window_pattern": 2}),
     ("gemma2", {"attention.sliding_window": 8}, [2, 3, 0, 1], {}),
@@ -318,19 +328,23 @@ def test_what_a_field_says_of_the_kept_layers_stays_true(
 
 
 Refusal = tuple[str, Mapping[str, object], list[int], str]
+ALTERNATING = {"attention.sliding_window_pattern": [True, False] * 3}
 REFUSALS: list[Refusal] = [
-    ("gemma2", {}, [0, 1, 2, 4, 5], "every 2th.*nearest removal that works: layer 5"),
+    ("gemma2", {}, [0, 1, 2, 4, 5], "one layer of every 2.*nearest removal that works: layer 5"),
     ("gemma2", {}, [0, 1, 3, 4], "nearest removal that works: layers 2–3"),
     ("gemma3", {"attention.sliding_window": 8}, [0, 2, 3, 4, 5], "sliding_window_pattern"),
-    ("gemma3", {"attention.sliding_window": 8,
-                "attention.sliding_window_pattern": [True, False] * 3}, [1, 3], "least one layer"),
-    ("cohere2", {}, [1, 2, 3], "every 4th"),
-    ("gpt-oss", {}, [0, 2], "every 2th"),
+    ("gemma3", ALTERNATING | {"attention.sliding_window": 8}, [1, 3], "at least one must"),
+    ("cohere2", {}, [1, 2, 3], "one layer of every 4"),
+    ("gpt-oss", {}, [0, 2], "one layer of every 2"),
     ("smollm3", {}, [0, 1, 2, 4], "no rotary positions.*nearest removal that works: layers 4–5"),
     ("llama4", {"attention.sliding_window": 8192}, [0, 1, 2, 4], "within chunks"),
     ("llama4", {"interleave_moe_layer_step": 2, "attention.sliding_window": 0},
      [0, 1, 3, 5], "interleave_moe_layer_step"),
     ("qwen3next", {}, [0, 1, 3], "full_attention_interval"),
+    ("qwen3next", {}, [0, 1, 2], "layers that attend and layers that recur"),
+    ("nemotron_h", {"attention.head_count_kv": [0, 0, 2, 0, 0, 0],
+                    "feed_forward_length": [0, 9, 0, 0, 9, 0]}, [1, 2, 4], "layers that recur"),
+    ("llama4", {}, [0, 1, 2], "needs a layer without rotary positions"),
     ("deepseek2", {"leading_dense_block_count": 2}, [3, 0], "leading_dense_block_count"),
     ("rwkv6", {"rescale_every_n_layers": 3}, [1, 2, 3], "rescale_every_n_layers"),
     ("rwkv7", {}, [1, 2], "first layer"),
@@ -340,13 +354,15 @@ REFUSALS: list[Refusal] = [
     ("qwen3vl", {"n_deepstack_layers": 2}, [0, 2, 3], "pictures"),
     ("granite", {"deepstack_mapping": [-1, 0, -1, 1, -1, -1]}, [0, 1, 3], "pictures"),
     ("kimi-k3", {"attn_res.block_size": 2}, [0, 2], "mix earlier ones"),
-    ("gemma4", {"attention.sliding_window_pattern": [True, False] * 3,
-                "attention.shared_kv_layers": 2}, [0, 1, 2, 4, 5], "uses what layer 3 computes"),
-    ("gemma4", {"attention.sliding_window_pattern": [True] * 6}, [0], "shared_kv_layers"),
-    ("gemma4", {"embedding_length_per_layer_input": 8,
-                "attention.sliding_window_pattern": [True] * 6}, [0, 1], "in one tensor"),
+    ("gemma4", ALTERNATING | {"attention.shared_kv_layers": 2}, [0, 1, 2, 4, 5], "uses what layer"),
+    ("gemma4", ALTERNATING | {"attention.shared_kv_layers": 2}, [2, 3, 1, 4], "of the two before"),
+    ("gemma4", ALTERNATING, [1], "of the two before"),
+    ("gemma4", ALTERNATING, [0, 2], "needs a layer that does not slide"),
+    ("gemma4", ALTERNATING | {"embedding_length_per_layer_input": 8}, [0, 1], "in one tensor"),
     ("glm-dsa", {"attention.indexer.types": [1, 0, 1, 0, 0, 1]}, [0, 3], "uses what layer 2"),
+    ("deci", {"attention.head_count": [2, 2, 4, 4, 4, 4]}, [2, 3], "first layer's number of heads"),
     ("bert", {}, [0], "no text decoder"),
+    ("controlvector", {}, [0], "is not known"),
     ("gemma3n", {}, [0], "fixes which layers share"),
     ("lama", {}, [0], r"not known \(did you mean llama\?\)"),
     ("llama", {"new_layer_kinds": [1, 2, 3]}, [0], "new_layer_kinds"),
@@ -380,44 +396,168 @@ def test_every_known_architecture_keeps_all_its_layers_unchanged(architecture: s
 NORMED = {"post_attention_norm.weight": (WIDTH,), "post_ffw_norm.weight": (WIDTH,)}
 QK_NORMED = {"attn_q_norm.weight": (HEAD,), "attn_k_norm.weight": (HEAD,)}
 WINDOW = {"attention.sliding_window": 8}
-UNNORMED = {"ffn_norm.weight": ()}
-RUN: dict[str, tuple[str, dict[str, object], dict[str, tuple[int, ...]], int]] = {
-    "llama": ("llama", {}, {}, 6),
-    "qwen3": ("qwen3", {}, QK_NORMED, 6),
-    "gemma2": ("gemma2", WINDOW, NORMED, 6),
-    "gemma3": ("gemma3", WINDOW, NORMED | QK_NORMED, 6),
-    "gemma3 by array": (
+UNNORMED: Shapes = {"ffn_norm.weight": ()}
+EXPERTS, EXPERT_HIDDEN = 4, 32
+MIXED: Shapes = {
+    "ffn_gate.weight": (),
+    "ffn_up.weight": (),
+    "ffn_down.weight": (),
+    "ffn_gate_inp.weight": (EXPERTS, WIDTH),
+    "ffn_gate_exps.weight": (EXPERTS, EXPERT_HIDDEN, WIDTH),
+    "ffn_up_exps.weight": (EXPERTS, EXPERT_HIDDEN, WIDTH),
+    "ffn_down_exps.weight": (EXPERTS, WIDTH, EXPERT_HIDDEN),
+}
+SHARED: Shapes = {
+    "ffn_gate_shexp.weight": (EXPERT_HIDDEN, WIDTH),
+    "ffn_up_shexp.weight": (EXPERT_HIDDEN, WIDTH),
+    "ffn_down_shexp.weight": (WIDTH, EXPERT_HIDDEN),
+}
+MIXTURE = {
+    "expert_count": EXPERTS,
+    "expert_used_count": 2,
+    "expert_feed_forward_length": EXPERT_HIDDEN,
+    "expert_shared_count": 1,
+    "expert_weights_scale": 1.0,
+}
+HEADS_OF, KEYS_OF, HIDDEN_OF = [4, 2, 4, 8, 1, 2], [2, 1, 4, 2, 1, 2], [32, 64, 96, 128, 160, 192]
+
+
+def uneven(layer: int) -> Shapes:
+    heads, keys, hidden = HEADS_OF[layer] * HEAD, KEYS_OF[layer] * HEAD, HIDDEN_OF[layer]
+    return {
+        "attn_q.weight": (heads, WIDTH),
+        "attn_k.weight": (keys, WIDTH),
+        "attn_v.weight": (keys, WIDTH),
+        "attn_output.weight": (WIDTH, heads),
+        "ffn_gate.weight": (hidden, WIDTH),
+        "ffn_up.weight": (hidden, WIDTH),
+        "ffn_down.weight": (WIDTH, hidden),
+    }
+
+
+def hybrid(layer: int) -> Shapes:
+    if layer in (2, 4):
+        return QK_NORMED
+    attention = ("attn_q", "attn_k", "attn_v", "attn_output")
+    return {f"{name}.weight": () for name in attention} | {
+        "shortconv.conv.weight": (WIDTH, 3),
+        "shortconv.in_proj.weight": (3 * WIDTH, WIDTH),
+        "shortconv.out_proj.weight": (WIDTH, WIDTH),
+    }
+
+
+def sharing(layer: int) -> Shapes:
+    own: Shapes = {"attn_k.weight": (), "attn_v.weight": (), "attn_k_norm.weight": ()}
+    return {**NORMED, **QK_NORMED, **(own if layer >= 4 else {})}
+
+
+class Tiny(NamedTuple):
+    """A model for llama.cpp."""
+
+    architecture: str
+    metadata: Mapping[str, object] | None = None
+    extra: Shapes | Callable[[int], Shapes] | None = None
+    outside: Shapes | None = None
+    layers: int = 6
+    allowed: bool = True
+    """Whether any of the cuts is."""
+
+
+OUTPUT: Shapes = {"output.weight": (VOCABULARY, WIDTH)}
+RUN = {
+    "llama": Tiny("llama"),
+    "llama with experts": Tiny("llama", MIXTURE | {"feed_forward_length": EXPERT_HIDDEN}, MIXED),
+    "qwen3": Tiny("qwen3", extra=QK_NORMED),
+    "deci": Tiny(
+        "deci",
+        {
+            "attention.head_count": HEADS_OF,
+            "attention.head_count_kv": KEYS_OF,
+            "feed_forward_length": HIDDEN_OF,
+            "attention.key_length": HEAD,
+            "attention.value_length": HEAD,
+        },
+        uneven,
+    ),
+    "gemma2": Tiny("gemma2", WINDOW, NORMED),
+    "gemma3": Tiny("gemma3", WINDOW, NORMED | QK_NORMED),
+    "gemma3 by array": Tiny(
         "gemma3",
         WINDOW | {"attention.sliding_window_pattern": [True, False, True, True, True, False]},
         NORMED | QK_NORMED,
-        6,
     ),
-    "smollm3": ("smollm3", {}, {}, 6),
-    "cohere2": (
+    "gemma4": Tiny(
+        "gemma4",
+        WINDOW
+        | {
+            "attention.sliding_window_pattern": [True, True, True, False, True, False],
+            "attention.shared_kv_layers": 2,
+            "attention.key_length_swa": HEAD,
+            "attention.value_length_swa": HEAD,
+            "embedding_length_per_layer_input": 0,
+        },
+        sharing,
+        {"rope_freqs.weight": (HEAD // 2,)},
+    ),
+    "smollm3": Tiny("smollm3"),
+    "cohere2": Tiny(
         "cohere2",
         WINDOW | {"attention.layer_norm_epsilon": 1e-5, "logit_scale": 0.5},
         UNNORMED,
-        6,
     ),
-    "minicpm": ("minicpm", {}, {}, 6),
-    "minicpm that says its scale": ("minicpm", {"residual_scale": 0.5}, {}, 6),
+    "olmo2 by array": Tiny(
+        "olmo2",
+        WINDOW | {"attention.sliding_window_pattern": [True, False, True, True, True, False]},
+        {
+            **NORMED,
+            **UNNORMED,
+            "attn_norm.weight": (),
+            "attn_q_norm.weight": (WIDTH,),
+            "attn_k_norm.weight": (WIDTH // 2,),
+        },
+        OUTPUT,
+    ),
+    "minicpm": Tiny("minicpm", allowed=False),
+    "minicpm that says its scale": Tiny("minicpm", {"residual_scale": 0.5}),
+    "deepseek": Tiny(
+        "deepseek",
+        MIXTURE | {"leading_dense_block_count": 2},
+        lambda layer: {**MIXED, **SHARED} if layer > 1 else {},
+        OUTPUT,
+    ),
+    "llama4": Tiny(
+        "llama4",
+        MIXTURE | {"interleave_moe_layer_step": 2},
+        lambda layer: {**MIXED, **SHARED} if layer % 2 else {},
+    ),
+    "smallthinker": Tiny("smallthinker", MIXTURE | WINDOW | {"expert_gating_func": 2}, MIXED),
+    "lfm2": Tiny(
+        "lfm2",
+        {"attention.head_count_kv": [0, 0, 2, 0, 2, 0], "shortconv.l_cache": 3},
+        hybrid,
+        {"output_norm.weight": (), "token_embd_norm.weight": (WIDTH,)},
+    ),
 }
-GONE: list[list[int]] = [[0], [1], [2], [5], [0, 1], [1, 2], [1, 4], [0, 5], [1, 2, 3, 4], [4, 5]]
+GONE: list[list[int]] = [
+    *([0], [1], [2], [5], [0, 1], [1, 2], [1, 4], [0, 5]),
+    *([1, 2, 3, 4], [4, 5], [0, 1, 3, 5]),
+]
 
 
 @pytest.mark.parametrize("case", RUN)
 def test_in_llama_cpp_a_cut_equals_silent_layers_and_a_refused_one_would_not(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    architecture, given, extra, layers = RUN[case]
+    tiny = RUN[case]
 
     def write(name: str, silent: Sequence[int] = ()) -> Path:
         return write_gguf(
             tmp_path / name,
-            architecture,
-            layers=layers,
-            metadata=given,
-            extra=extra,
+            tiny.architecture,
+            layers=tiny.layers,
+            metadata=tiny.metadata,
+            extra=tiny.extra,
+            outside=tiny.outside,
             silent=silent,
         )
 
@@ -426,7 +566,7 @@ def test_in_llama_cpp_a_cut_equals_silent_layers_and_a_refused_one_would_not(
     for number, gone in enumerate(GONE):
         wanted = llama_cpp_logits(write(f"silent-{number}.gguf", gone), TOKENS)
         assert wanted is not None
-        kept = without(gone, layers)
+        kept = without(gone, tiny.layers)
         try:
             found = llama_cpp_logits(cut(whole, kept), TOKENS)
             assert found is not None
@@ -434,17 +574,20 @@ def test_in_llama_cpp_a_cut_equals_silent_layers_and_a_refused_one_would_not(
             allowed += 1
         except ArchitectureError:
             with monkeypatch.context() as patch:
-                patch.setattr(gguf_layers, "GGUF_FIELDS", {architecture: ()})
+                patch.setattr(gguf_layers, "GGUF_FIELDS", {tiny.architecture: ()})
+                patch.setattr(gguf_layers, "_refuse_unknown", lambda *_: None)
                 forced = llama_cpp_logits(cut(whole, kept), TOKENS)
             assert forced is None or not np.allclose(forced, wanted, atol=1e-3), gone
-    assert allowed or case == "minicpm"
+    assert bool(allowed) == tiny.allowed
 
 
 def test_in_llama_cpp_baichuan_rotates_at_32_layers_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = write_gguf(tmp_path / "whole.gguf", "baichuan", layers=32, head=True)
-    silent = write_gguf(tmp_path / "silent.gguf", "baichuan", layers=32, head=True, silent=[31])
+    whole = write_gguf(tmp_path / "whole.gguf", "baichuan", layers=32, outside=OUTPUT)
+    silent = write_gguf(
+        tmp_path / "silent.gguf", "baichuan", layers=32, outside=OUTPUT, silent=[31]
+    )
     with pytest.raises(ArchitectureError, match="rotary positions to 32 layers"):
         cut(whole, range(31))
     monkeypatch.setattr(gguf_layers, "GGUF_FIELDS", {"baichuan": ()})

@@ -1,6 +1,6 @@
 """Tiny GGUF files of random weights, written by the gguf package, and what its reader finds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import gguf
@@ -10,6 +10,16 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
 WIDTH, HEADS, KEY_HEADS, HEAD, HIDDEN, VOCABULARY = 64, 4, 2, 16, 96, 128
 
 Metadata = Mapping[str, object]
+Shapes = Mapping[str, tuple[int, ...]]
+
+WAYS_BACK = {
+    "attn_output.weight",
+    "ffn_down.weight",
+    "ffn_down_exps.weight",
+    "ffn_down_shexp.weight",
+    "shortconv.out_proj.weight",
+}
+"""Of a layer, to the residual stream."""
 
 
 def write_gguf(
@@ -18,10 +28,10 @@ def write_gguf(
     *,
     layers: int = 6,
     metadata: Metadata | None = None,
-    extra: Mapping[str, tuple[int, ...]] | None = None,
+    extra: Shapes | Callable[[int], Shapes] | None = None,
+    outside: Shapes | None = None,
     silent: Sequence[int] = (),
     types: Mapping[str, GGMLQuantizationType] | None = None,
-    head: bool = False,
     seed: int = 0,
     **options: object,
 ) -> Path:
@@ -32,10 +42,11 @@ def write_gguf(
         architecture: As general.architecture names it.
         layers: How many.
         metadata: Further keys, without the architecture's name; None as a value: leave it out.
-        extra: Shapes (rows first) of further tensors of each layer; empty: there is no such tensor.
+        extra: Shapes (rows first) of further or other tensors of each layer, or of a layer by its
+            index; empty: there is no such tensor.
+        outside: The same of tensors outside the layers.
         silent: Layers that add nothing: what leads back to the residual stream is zero.
         types: Quantised type by the end of a tensor's name.
-        head: Whether the output has weights of its own.
         seed: Of the weights.
         options: For the writer.
     """
@@ -45,13 +56,11 @@ def write_gguf(
     for key, value in settings.items():
         add(writer, key if key.startswith(("xielu.", "other.")) else f"{architecture}.{key}", value)
     writer.add_tokenizer_model("no_vocab")
-    shapes = tensor_shapes(layers, extra or {})
-    shapes |= {"output.weight": (VOCABULARY, WIDTH)} if head else {}
-    for name, shape in shapes.items():
+    for name, shape in tensor_shapes(layers, extra or {}, outside or {}).items():
         data = random.normal(0, 0.3 if len(shape) > 1 else 0.1, shape).astype(np.float32)
         data += "norm" in name
         layer, _, rest = name.removeprefix("blk.").partition(".")
-        if rest in ("attn_output.weight", "ffn_down.weight") and int(layer) in silent:
+        if rest in WAYS_BACK and int(layer) in silent:
             data[:] = 0
         kind = next((t for end, t in (types or {}).items() if name.endswith(end)), None)
         if kind is None:
@@ -79,7 +88,9 @@ def default_metadata(layers: int) -> dict[str, object]:
     }
 
 
-def tensor_shapes(layers: int, extra: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(
+    layers: int, extra: Shapes | Callable[[int], Shapes], outside: Shapes
+) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCABULARY, WIDTH)}
     of_layer = {
         "attn_norm.weight": (WIDTH,),
@@ -91,11 +102,12 @@ def tensor_shapes(layers: int, extra: Mapping[str, tuple[int, ...]]) -> dict[str
         "ffn_gate.weight": (HIDDEN, WIDTH),
         "ffn_up.weight": (HIDDEN, WIDTH),
         "ffn_down.weight": (WIDTH, HIDDEN),
-        **extra,
     }
     for layer in range(layers):
-        shapes |= {f"blk.{layer}.{name}": shape for name, shape in of_layer.items() if shape}
-    return {**shapes, "output_norm.weight": (WIDTH,)}
+        own = of_layer | dict(extra(layer) if callable(extra) else extra)
+        shapes |= {f"blk.{layer}.{name}": shape for name, shape in own.items()}
+    shapes |= {"output_norm.weight": (WIDTH,), **outside}
+    return {name: shape for name, shape in shapes.items() if shape}
 
 
 def add(writer: gguf.GGUFWriter, key: str, value: object) -> None:

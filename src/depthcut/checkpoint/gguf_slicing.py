@@ -15,15 +15,15 @@ from depthcut.checkpoint.copying import ByteRange, write_ranges
 from depthcut.checkpoint.fields import Cut
 from depthcut.checkpoint.gguf import (
     Gguf,
-    GgufTensor,
-    Value,
     encode_entry,
     encode_head,
     encode_text_entry,
     raw_entry,
     read_gguf,
 )
-from depthcut.checkpoint.gguf_layers import BLOCK_COUNT, EXTRA_BLOCKS, cut_metadata, layer_counts
+from depthcut.checkpoint.gguf_fields import EXTRA_BLOCKS
+from depthcut.checkpoint.gguf_layers import BLOCK_COUNT, cut_metadata, layer_counts
+from depthcut.checkpoint.gguf_part import GgufTensor, Value
 from depthcut.errors import ArchitectureError, CheckpointError, PlanError
 from depthcut.files import new_file, refuse_existing
 from depthcut.progress import progress
@@ -35,6 +35,7 @@ OWN_PREFIX = "depthcut."
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,7})(\..+)", re.DOTALL)
 _OTHER_PREFIXES = ("general.", "tokenizer.", "quantize.", "imatrix.", "adapter.", OWN_PREFIX)
 _OTHER_STACK = re.compile(r".+\.blk\.|blk\.(?![0-9]+\.)|(?:.+\.)?(?:layers|h)\.[0-9]+\.")
+_BY_NAME = "general.tensor_extra.name"
 _BUFFERS = re.compile(r"(?:.+\.)?(?:rope_freqs|rope_factors_(?:long|short)|attn_rot_embd)\.weight")
 """Tensors that are no parameters."""
 _DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -159,6 +160,12 @@ def _model(gguf: Gguf) -> _Model:
             "convert the model again"
         )
     name = entry.value
+    kind = gguf.metadata.get("general.type")
+    if kind is not None and kind.value != "model":
+        raise ArchitectureError(
+            f"{gguf.file} holds no whole model (general.type is {kind.value!r}): give the file of "
+            "the model"
+        )
     config, keys = _config(gguf, name)
     with _named(gguf.file):
         layers, extra = layer_counts(config, name)
@@ -207,6 +214,11 @@ def _changes(model: _Model, kept: tuple[int, ...]) -> dict[str, Value]:
         raise PlanError(
             f"the kept layers {list(kept)} must be at least one, out of 0–{layers - 1} of "
             f"{model.gguf.file}"
+        )
+    if _BY_NAME in model.gguf.metadata:
+        raise ArchitectureError(
+            f"{model.gguf.file} says more of single tensors by their names ({_BY_NAME}), which "
+            "depthcut cannot renumber"
         )
     with _named(model.gguf.file):
         try:

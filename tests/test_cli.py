@@ -30,7 +30,14 @@ def depthcut(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["plan", "--help"], ["slice", "--help"], ["report", "--help"], ["recipe"]],
+    [
+        ["--help"],
+        ["plan", "--help"],
+        ["slice", "--help"],
+        ["verify", "--help"],
+        ["report", "--help"],
+        ["recipe"],
+    ],
     ids=" ".join,
 )
 def test_light_commands_import_no_torch(arguments: list[str]) -> None:

@@ -9,7 +9,7 @@ Importing it is light: torch and transformers are loaded when a stage first need
 """
 
 from depthcut import errors
-from depthcut.api import evaluate, generate, heal, plan, report, slice, survey
+from depthcut.api import evaluate, generate, heal, plan, report, slice, survey, verify
 from depthcut.errors import DepthcutError
 from depthcut.pipeline import run
 from depthcut.records import (
@@ -18,6 +18,7 @@ from depthcut.records import (
     Plan,
     SliceRecord,
     Survey,
+    Verification,
     read_record,
     write_record,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "SliceRecord",
     "Survey",
     "SurveySettings",
+    "Verification",
     "__version__",
     "errors",
     "evaluate",
@@ -55,5 +57,6 @@ __all__ = [
     "run",
     "slice",
     "survey",
+    "verify",
     "write_record",
 ]

@@ -5,11 +5,14 @@ The command line and the pipeline call these same functions.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from depthcut.errors import SettingsError
+import msgspec
+
+from depthcut.errors import SettingsError, SourceError
 from depthcut.records import (
     Evaluation,
     HealRecord,
@@ -17,6 +20,7 @@ from depthcut.records import (
     Plan,
     SliceRecord,
     Survey,
+    Verification,
     read_record,
     write_record,
 )
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 
     from depthcut.model.loading import LoadedModel
     from depthcut.text.sequences import Sequences
+
+_log = logging.getLogger(__name__)
 
 
 def survey(
@@ -108,15 +114,21 @@ def slice(
     plan: Plan | str | Path,
     out: Path,
     *,
+    shard_bytes: int | None = None,
+    other_model: bool = False,
     load: LoadSettings | None = None,
 ) -> SliceRecord:
     """Write the checkpoint that a plan describes, byte range by byte range.
+
+    A model of a type that depthcut does not know is proved by building it; this imports torch.
 
     Args:
         model: A source: smollm2, a folder, a hub id, a .gguf file.
         plan: A plan or its file.
         out: The folder to be; it must not exist.
-        load: Revision of a hub model.
+        shard_bytes: At most so many bytes in a weight file; default: the parent's files.
+        other_model: Whether the plan may come from another model of the same shape.
+        load: Revision of a hub model, and whether code that comes with the model may run.
 
     Raises:
         DepthcutError: One of its kinds, see `depthcut.errors`.
@@ -124,9 +136,65 @@ def slice(
     from depthcut.model.sources import locate
     from depthcut.slicing import slice_checkpoint
 
-    if not isinstance(plan, Plan):
-        plan = read_record(Path(plan), Plan)
-    return slice_checkpoint(locate(model, load or LoadSettings()), plan, Path(out))
+    load = load or LoadSettings()
+    plan = plan if isinstance(plan, Plan) else read_record(Path(plan), Plan)
+    folder, kept = locate(model, load), plan.kept_layers
+
+    def prove(made: Path) -> None:
+        from depthcut.checkpoint.folder import open_checkpoint
+        from depthcut.model.verification import check_build
+
+        check_build(made, folder, kept, trust_remote_code=load.trust_remote_code)
+        for assumed in open_checkpoint(folder).architecture.assumed:
+            _log.warning("%s; transformers builds every layer of the result as it was", assumed)
+
+    return slice_checkpoint(
+        folder, plan, Path(out), shard_bytes=shard_bytes, other_model=other_model, verify=prove
+    )
+
+
+def verify(
+    folder: str | Path,
+    *,
+    against: str | Path | None = None,
+    other_model: bool = False,
+    loading: bool = True,
+    load: LoadSettings | None = None,
+) -> Verification:
+    """Prove that a sliced folder holds what its plan makes of its parent, byte for byte.
+
+    Args:
+        folder: A folder that `slice` wrote.
+        against: The parent; default: the model that the plan names.
+        other_model: Whether it was cut by the plan of another model of the same shape.
+        loading: Also prove that transformers builds the model from it, layer for layer as in the
+            parent. Imports torch; reads no weights.
+        load: Revision of a hub model, and whether code that comes with the model may run.
+
+    Raises:
+        CheckpointError: Something differs, and what.
+        DepthcutError: One of its kinds, see `depthcut.errors`.
+    """
+    from depthcut.model.sources import locate
+    from depthcut.slicing.checkpoint import RECORD_FILE
+    from depthcut.slicing.verify import verify_slice
+
+    folder, load = Path(folder), load or LoadSettings()
+    plan = read_record(folder / RECORD_FILE, SliceRecord).plan
+    try:
+        parent = locate(plan.model.source if against is None else against, load)
+    except SourceError as error:
+        if against is not None:
+            raise
+        raise SourceError(f"{error}; name the model that was cut with --against") from error
+    record = verify_slice(folder, parent, other_model=other_model)
+    if loading:
+        from depthcut.model.verification import check_build
+
+        trusted = load.trust_remote_code
+        check_build(folder, parent, plan.kept_layers, trust_remote_code=trusted)
+        record = msgspec.structs.replace(record, loads=True)
+    return record
 
 
 def heal(

@@ -133,6 +133,39 @@ def slice_(
         show(f"next: depthcut evaluate {model} {out} --out evaluation.json")
 
 
+def verify(
+    folder: Annotated[Path, Positional, arg(metavar="DIR")],
+    *,
+    against: str | None = None,
+    other_model: bool = False,
+    no_load: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    common: Common = COMMON,
+) -> None:
+    """Prove that a sliced folder holds what its plan makes of the model, byte for byte.
+
+    Args:
+        folder: A folder that depthcut slice wrote.
+        against: The model that was cut; default: the one that the plan names.
+        other_model: It was cut by the plan of another model of the same shape.
+        no_load: Do not build the model with transformers (no weights are read in any case).
+        revision: Branch, tag or commit of a hub model.
+        trust_remote_code: Allow Python code that comes with the model to run.
+    """
+    from depthcut import api
+
+    _use_token(common.token)
+    load = LoadSettings(revision=revision, trust_remote_code=trust_remote_code)
+    record = api.verify(
+        folder, against=against, other_model=other_model, loading=not no_load, load=load
+    )
+    if not _print_json(record, common):
+        from depthcut.reporting.terminal import show, verification_lines
+
+        show(verification_lines(record))
+
+
 def heal(
     model: Model,
     *,
@@ -284,6 +317,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "survey": survey,
     "plan": plan,
     "slice": slice_,
+    "verify": verify,
     "heal": heal,
     "evaluate": evaluate,
     "generate": generate,

@@ -272,6 +272,27 @@ class SliceRecord(Record, frozen=True, kw_only=True):
     result: ModelFacts
 
 
+class Verification(Record, frozen=True, kw_only=True):
+    """What was proved of a sliced checkpoint; nothing differed."""
+
+    kind: Literal["verification"] = "verification"
+    origin: Origin
+    """Its seconds are those of the comparison, without those of loading."""
+    folder: str
+    parent: ModelFacts
+    result: ModelFacts
+    tensors: int
+    tensor_bytes: int
+    """Compared, all of them."""
+    config_values: int
+    """Values of config.json that are what the parent's become by the cut."""
+    companions: int
+    """Files beside the weights that are the parent's."""
+    loads: bool = False
+    """Whether transformers builds the model without missing or unexpected tensors, and each
+    layer as it was in the parent."""
+
+
 class HealRecord(Record, frozen=True, kw_only=True):
     """Lies in a healed checkpoint as depthcut.json."""
 

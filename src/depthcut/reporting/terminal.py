@@ -13,6 +13,7 @@ from depthcut.records import (
     Scores,
     SliceRecord,
     Survey,
+    Verification,
     layers_in_words,
 )
 from depthcut.reporting.headline import headline_lines
@@ -85,6 +86,24 @@ def slice_line(record: SliceRecord) -> str:
         f"{size(before.weight_bytes)} become {size(after.weight_bytes)} "
         f"({duration(record.origin.seconds)})"
     )
+
+
+def verification_lines(record: Verification) -> str:
+    """What was proved."""
+    seconds = record.origin.seconds
+    rate = f", {size(record.tensor_bytes / seconds)} a second" if seconds else ""
+    lines = [
+        f"{record.folder} is what its plan makes of {record.parent.source}:",
+        f"  {record.tensors:,} tensors, {size(record.tensor_bytes)}: every byte the parent's "
+        f"({duration(seconds)}{rate})",
+        f"  {record.config_values:,} values of config.json, {record.companions} files beside it",
+    ]
+    if record.loads:
+        lines.append(
+            f"  transformers builds all {record.result.layers} layers as they were, with no tensor "
+            "missing or left over"
+        )
+    return "\n".join(lines)
 
 
 def heal_line(record: HealRecord) -> str:

@@ -30,6 +30,8 @@ class LoadSettings(Settings, frozen=True, kw_only=True):
     """Load the weights as NF4 by bitsandbytes."""
     trust_remote_code: bool = False
     """Allow Python code that comes with the checkpoint to run."""
+    allow_pickle: bool = False
+    """Read .bin weights too, by torch's weights-only loader; kept in the cache as safetensors."""
 
 
 class TextSettings(Settings, frozen=True, kw_only=True):

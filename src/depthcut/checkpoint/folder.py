@@ -226,11 +226,14 @@ def _weights_file(folder: Path, config: Mapping[str, object]) -> Path:
     )
     if any(name.endswith((".bin", ".pt", ".pth")) for name in others):
         raise CheckpointError(
-            f"{folder} has no safetensors weights, only {others[0]}: convert them once with "
-            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+            f"{folder} has no safetensors weights, only {others[0]}: let it be read with "
+            "--allow-pickle, or convert it once with transformers' save_pretrained"
         )
     found = f"; found {', '.join(others[:3])}" if others else ""
-    raise CheckpointError(f"{folder} has no weights: {SINGLE_FILE} or {INDEX_FILE} needed{found}")
+    pickled = "; a hub model that has .bin files only needs --allow-pickle" if not others else ""
+    raise CheckpointError(
+        f"{folder} has no weights: {SINGLE_FILE} or {INDEX_FILE} needed{found}{pickled}"
+    )
 
 
 def _plain_name(name: str) -> bool:

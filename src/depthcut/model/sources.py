@@ -11,6 +11,7 @@ EMBEDDED = "smollm2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "README.md", "LICENSE*"]
+_PICKLED = ["pytorch_model*.bin"]
 _UNWANTED = ["*/*", "consolidated*"]
 """Nothing in subfolders (other formats of the same weights), nor weights stored a second time."""
 
@@ -19,13 +20,16 @@ def locate(source: str | Path, load: LoadSettings) -> Path:
     """The local checkpoint folder of a model source.
 
     A .gguf file is dequantised once into the cache; a hub model is fetched into its own cache.
+    Weights that are .bin files only are converted once into the cache, where that is allowed.
 
     Args:
         source: smollm2, a checkpoint folder, a .gguf file, or a hub id.
-        load: Revision of a hub model; whether its code may be fetched.
+        load: Revision of a hub model; whether its code may be fetched; whether .bin weights may
+            be read.
 
     Raises:
         SourceError: Nothing of that name, no network, or no access.
+        CheckpointError: .bin weights that are damaged or hold more than tensors.
         MissingExtraError: smollm2 or a .gguf file without the packages that read it.
         OutputError: The cache cannot be written.
     """
@@ -35,7 +39,7 @@ def locate(source: str | Path, load: LoadSettings) -> Path:
         return checkpoint_of_gguf(_embedded_file(), cache_folder(), licence=_embedded_licence())
     path = Path(source).expanduser()
     if path.is_dir():
-        return path
+        return _unpickled(path) if load.allow_pickle else path
     if path.is_file() and path.suffix.lower() == ".gguf":
         from depthcut.model.gguf import checkpoint_of_gguf
 
@@ -44,7 +48,16 @@ def locate(source: str | Path, load: LoadSettings) -> Path:
         raise SourceError(f"{path} is no model: expected a checkpoint folder or a .gguf file")
     if isinstance(source, Path) or not _may_be_hub_id(source, path):
         raise SourceError(_not_found(str(source), path))
-    return _hub_snapshot(source, load)
+    snapshot = _hub_snapshot(source, load, _WANTED)
+    if not load.allow_pickle or any(snapshot.glob("*.safetensors")):
+        return snapshot
+    return _unpickled(_hub_snapshot(source, load, [*_WANTED, *_PICKLED]))
+
+
+def _unpickled(folder: Path) -> Path:
+    from depthcut.model.pickled import checkpoint_of_pickle, is_pickled
+
+    return checkpoint_of_pickle(folder, cache_folder()) if is_pickled(folder) else folder
 
 
 def cache_folder() -> Path:
@@ -108,7 +121,7 @@ def _not_found(source: str, path: Path) -> str:
     )
 
 
-def _hub_snapshot(source: str, load: LoadSettings) -> Path:
+def _hub_snapshot(source: str, load: LoadSettings, wanted: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -118,7 +131,7 @@ def _hub_snapshot(source: str, load: LoadSettings) -> Path:
         RevisionNotFoundError,
     )
 
-    wanted = [*_WANTED, "*.py"] if load.trust_remote_code else _WANTED
+    wanted = [*wanted, "*.py"] if load.trust_remote_code else wanted
     try:
         return Path(
             snapshot_download(

@@ -2,11 +2,11 @@
 
     python -m benchmarks.architectures [NAME ...] [--quick] [--no-mergekit] [--jobs 2]
 
-A NAME is a model type, a variant or "recipe TYPE". A cut is exact (plain transformers loads it with
-no missing, unexpected or misshapen key, and its logits are bitwise those of the whole model whose
-removed layers pass their input on, at once and token by token with a cache), refused, wrong or a
-crash; mergekit's beside it, where it is installed. Prints counts and all that is not exact; a run
-of all names keeps its result in benchmarks/results/architectures.json.
+A NAME is a model type, a variant, "recipe TYPE" or "older TYPE". A cut is exact (plain transformers
+loads it with no missing, unexpected or misshapen key, and its logits are bitwise those of the whole
+model whose removed layers pass their input on, at once and token by token with a cache), refused,
+wrong or a crash; mergekit's beside it, where it is installed. Prints counts and all that is not
+exact; a run of all names keeps its result in benchmarks/results/architectures.json.
 """
 
 import argparse
@@ -31,7 +31,15 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from benchmarks import results
-from tests.every_type import LAYERS, VARIANTS, auto_class, build, from_config, model_types
+from tests.every_type import (
+    LAYERS,
+    VARIANTS,
+    auto_class,
+    build,
+    from_config,
+    model_types,
+    tiny_config,
+)
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
@@ -45,6 +53,8 @@ RECIPES = Path(__file__).parents[2] / "shared" / "architectures" / "recipes.json
 CUTS: Mapping[str, tuple[int, ...]] = {"first": (0,), "middle": (2, 3), "scattered": (1, 4)}
 """"first" is the first single layer that may go."""
 QUICK = ("llama", "gpt2", "gemma3_text", "qwen3_moe", "deepseek_v3", "jamba", "mamba", "bloom")
+KINDS = {"recipe": "recipes", "older": "older files"}
+"""By the first word of a case."""
 RESULTS = ("exact", "refused", "wrong", "crash")
 TOKENS, FIRST_TOKENS = 40, 32
 """Of a sequence: five sliding windows; and of what is read at once before decoding."""
@@ -78,7 +88,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="time limit of one model")
     parser.add_argument("--scratch", help="folder for the checkpoints")
     asked = parser.parse_args()
-    cases = recipe_cases() | type_cases()
+    cases = recipe_cases() | type_cases() | older_cases()
     wanted = asked.names or (QUICK if asked.quick else list(cases))
     if unknown := [name for name in wanted if not any(speaks_of(case, name) for case in cases)]:
         parser.error(f"no such model type, variant or recipe: {', '.join(unknown)}")
@@ -94,23 +104,70 @@ def main() -> None:
     print(f"{len(chosen)} models in {time.monotonic() - began:.0f} s")
     if len(chosen) == len(cases):
         against = {"mergekit": version("mergekit")} if mergekit else {}
-        content = {**against, "counts": counts, "rows": [row._asdict() for row in rows]}
+        cuts: dict[str, dict[str, object]] = {}
+        for row in rows:
+            cuts.setdefault(row.case, {})[row.cut] = kept(row)
+        content = {**against, "counts": counts, "cuts": cuts}
         results.keep("architectures", content)  # type: ignore[attr-defined]
 
 
 # --- models -----------------------------------------------------------------------------------
 
-Make = Callable[[], tuple[PreTrainedModel, Any]]
-"""A model, and the auto class that loads it."""
+
+class Parent(NamedTuple):
+    """A model to be cut, and how it is kept."""
+
+    model: PreTrainedModel
+    auto: Any
+    """The auto class that loads it."""
+    unsaid: tuple[str, ...] = ()
+    """Fields of the text's config that its file leaves out, and the class works out."""
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        file = folder / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        for part in (config, config.get("text_config", {})):
+            for field in self.unsaid:
+                part.pop(field, None)
+        file.write_text(json.dumps(config), encoding="utf-8")
+
+
+Make = Callable[[], Parent]
 
 
 def type_cases() -> dict[str, Make]:
     plain: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in model_types()}
 
     def maker(model_type: str, changes: Mapping[str, Any]) -> Make:
-        return lambda: (build(model_type, **changes), auto_class(model_type))
+        return lambda: Parent(build(model_type, **changes), auto_class(model_type))
 
     return {name: maker(*each) for name, each in (plain | dict(VARIANTS)).items()}
+
+
+def older_cases() -> dict[str, Make]:
+    """Types as files of before transformers 5 have them: without the lists that the class makes."""
+
+    def maker(model_type: str, changes: Mapping[str, Any], unsaid: tuple[str, ...]) -> Make:
+        return lambda: Parent(build(model_type, **changes), auto_class(model_type), unsaid)
+
+    found = {}
+    for model_type in model_types():
+        whole = tiny_config(model_type)
+        text = whole.get_text_config()
+        unsaid = tuple(
+            key
+            for key, value in text.to_dict().items()
+            if isinstance(value, list) and len(value) == LAYERS and key.endswith(("types", "type"))
+        )
+        changes: dict[str, Any] = dict.fromkeys(unsaid)
+        if text is not whole:
+            changes = {"text_config": changes}
+        with contextlib.suppress(Exception):  # some types need their lists
+            made = tiny_config(model_type, **changes).get_text_config()
+            if unsaid and all(getattr(made, field) for field in unsaid):
+                found[f"older {model_type}"] = maker(model_type, changes, unsaid)
+    return found
 
 
 def recipe_cases() -> dict[str, Make]:
@@ -118,9 +175,9 @@ def recipe_cases() -> dict[str, Make]:
     recipes = json.loads(RECIPES.read_text(encoding="utf-8")) if RECIPES.exists() else []
 
     def maker(recipe: Mapping[str, Any]) -> Make:
-        def make() -> tuple[PreTrainedModel, Any]:
+        def make() -> Parent:
             config = CONFIG_MAPPING[recipe["model_type"]](**recipe["config"])
-            return from_config(config, AutoModelForCausalLM), AutoModelForCausalLM
+            return Parent(from_config(config, AutoModelForCausalLM), AutoModelForCausalLM)
 
         return make
 
@@ -129,7 +186,7 @@ def recipe_cases() -> dict[str, Make]:
 
 def speaks_of(case: str, name: str) -> bool:
     """Whether a case is the named one or a variant or recipe of the named type."""
-    return name in (case, case.removeprefix("recipe ").split(" ")[0])
+    return name in (case, case.removeprefix("recipe ").removeprefix("older ").split(" ")[0])
 
 
 def load(auto: Any, folder: Path) -> PreTrainedModel:
@@ -258,9 +315,9 @@ class Measuring(NamedTuple):
         """All cuts of one model."""
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
             folder = Path(name) / "model"
-            model, auto = make()
-            model.save_pretrained(folder)
-            judge = Judge(load(auto, folder), auto)
+            parent = make()
+            parent.save(folder)
+            judge = Judge(load(parent.auto, folder), parent.auto)
             return [self._row(case, cut, folder, judge) for cut in CUTS]
 
     def _row(self, case: str, cut: str, folder: Path, judge: "Judge") -> Row:
@@ -309,10 +366,9 @@ class Judge:
             out = Path(name) / "out"
             try:
                 tool(folder, removed, out)
-            except ArchitectureError as error:
-                return "refused", str(error)
             except DepthcutError as error:
-                return "refused", f"{type(error).__name__}: {error}"
+                kind = "" if isinstance(error, ArchitectureError) else f"{type(error).__name__}: "
+                return "refused", kind + str(error).replace(str(folder), "MODEL")
             except (Exception, SystemExit) as error:
                 return "crash", said(error)
             try:
@@ -348,7 +404,7 @@ def slice_by_mergekit(folder: Path, removed: Sequence[int], out: Path) -> None:
 
 def said(error: BaseException) -> str:
     """An error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
 
 
 # --- all models, each in a process of its own -------------------------------------------------
@@ -421,10 +477,17 @@ def print_rows(rows: Sequence[Row]) -> None:
         print(f"no decoding with a cache to compare: {', '.join(without)}")
 
 
+def kept(row: Row) -> dict[str, object]:
+    """What a result file says of a cut."""
+    said = {"depthcut": row.depthcut, "mergekit": row.mergekit}
+    outcomes = {name: ": ".join(filter(None, each)) for name, each in said.items() if each}
+    return {"removed": row.removed, **outcomes} | ({} if row.cache else {"cache": False})
+
+
 def print_counts(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
     counts: dict[str, Counter[str]] = {}
     for row in rows:
-        kind = "recipes" if row.case.startswith("recipe ") else "model types"
+        kind = KINDS.get(row.case.split(" ")[0], "model types")
         kind = "variants" if row.case in VARIANTS else kind
         for contestant, outcome in [("depthcut", row.depthcut), ("mergekit", row.mergekit)]:
             if outcome is not None:
@@ -433,6 +496,9 @@ def print_counts(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
     for name, found in counts.items():
         cells = "".join(f"{found[result]:>9}" for result in RESULTS)
         print(f"{name:<24}{found.total():>7}{cells}")
+    better = sum((row.mergekit or ("",))[0] == "exact" != row.depthcut[0] for row in rows)
+    if any(row.mergekit for row in rows):
+        print(f"cuts where mergekit is exact and depthcut is not: {better}")
     return {name: dict(found) for name, found in counts.items()}
 
 

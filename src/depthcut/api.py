@@ -78,32 +78,41 @@ def survey(
 
 
 def plan(
-    source: Survey | str | Path,
-    settings: PlanSettings,
+    source: Survey | ModelFacts | str | Path,
+    settings: PlanSettings | None = None,
     *,
+    mergekit: str | Path | None = None,
     load: LoadSettings | None = None,
     out: Path | None = None,
     overwrite: bool = False,
 ) -> Plan:
-    """Choose the layers to remove.
+    """Choose the layers that make up the new model.
 
     Args:
-        source: A survey or its file; or a model's source, with `settings.remove`.
+        source: A survey or its file; or a model's source or facts, with `settings.remove` or
+            `mergekit`.
         settings: The budget or the layers; see `PlanSettings`.
+        mergekit: A mergekit YAML file whose passthrough slices are the plan.
         load: Revision of a hub model.
         out: Where to write the record as JSON.
 
     Raises:
         DepthcutError: One of its kinds, see `depthcut.errors`.
     """
-    from depthcut.planning import plan_by_hand, plan_from_survey
+    from depthcut.mergekit import read_mergekit
+    from depthcut.planning import plan_by_hand, plan_by_mergekit, plan_from_survey
 
+    settings = settings or PlanSettings()
     if isinstance(source, str | Path) and Path(source).suffix == ".json":
         source = read_record(Path(source), Survey)
-    if isinstance(source, Survey):
+    if mergekit is not None:
+        recipe = read_mergekit(Path(mergekit))
+        model = source.model if isinstance(source, Survey) else _facts_to_plan(source, load)
+        record = plan_by_mergekit(model, recipe, settings)
+    elif isinstance(source, Survey):
         record = plan_from_survey(source, settings)
     else:
-        record = plan_by_hand(facts(source, load=load), settings)
+        record = plan_by_hand(_facts_to_plan(source, load), settings)
     if out is not None:
         write_record(record, out, overwrite=overwrite)
     return record
@@ -298,6 +307,10 @@ def facts(model: str | Path, *, load: LoadSettings | None = None) -> ModelFacts:
     from depthcut.model.sources import locate
 
     return model_facts(open_checkpoint(locate(model, load or LoadSettings())), source=str(model))
+
+
+def _facts_to_plan(source: ModelFacts | str | Path, load: LoadSettings | None) -> ModelFacts:
+    return source if isinstance(source, ModelFacts) else facts(source, load=load)
 
 
 def _loaded(

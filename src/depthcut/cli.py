@@ -77,15 +77,17 @@ def plan(
     *,
     out: Out,
     mergekit: Path | None = None,
+    from_mergekit: Path | None = None,
     settings: PlanSettings = PlanSettings(),
     revision: str | None = None,
     common: Common = COMMON,
 ) -> None:
-    """Choose the layers to remove: from a survey and a budget, or by hand.
+    """Choose the layers to remove: from a survey and a budget, by hand, or by a recipe.
 
     Args:
-        source: A survey (survey.json); or a model, with --remove.
+        source: A survey (survey.json); or a model, with --remove or --from-mergekit.
         mergekit: Also write the same cut as a mergekit passthrough recipe (YAML).
+        from_mergekit: Take the layers of a mergekit passthrough recipe, in its order, with repeats.
         revision: Branch, tag or commit of a hub model.
     """
     from depthcut import api
@@ -94,7 +96,9 @@ def plan(
     _use_token(common.token)
     for path in filter(None, (out, mergekit)):
         refuse_existing(path)
-    record = api.plan(source, settings, load=LoadSettings(revision=revision), out=out)
+    record = api.plan(
+        source, settings, mergekit=from_mergekit, load=LoadSettings(revision=revision), out=out
+    )
     if mergekit is not None:
         from depthcut.reporting.exports import mergekit_yaml
 

@@ -11,10 +11,12 @@ from array import array
 from collections.abc import Iterable, Sequence
 
 from depthcut.errors import PlanError, SettingsError
+from depthcut.mergekit import MergekitRecipe
 from depthcut.records import (
     Alternative,
     Block,
     Estimate,
+    LayerSlice,
     ModelFacts,
     Origin,
     Plan,
@@ -26,6 +28,8 @@ from depthcut.records import (
 )
 from depthcut.settings import PlanSettings
 
+BUDGETS = ("drop", "keep", "params", "remove")
+"""The settings that say which layers go; one of them is given."""
 RUNNERS_UP = 5
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
@@ -95,6 +99,59 @@ def plan_by_hand(model: ModelFacts, settings: PlanSettings) -> Plan:
         score=None,
         alternatives=(),
         warnings=_warnings(removed, model.layers),
+    )
+
+
+def plan_by_mergekit(model: ModelFacts, recipe: MergekitRecipe, settings: PlanSettings) -> Plan:
+    """A plan of the layers that a mergekit recipe puts together, in any order, with repeats.
+
+    Args:
+        model: The model whose layers they are; the recipe may know it by another name.
+        recipe: Slices of one model.
+        settings: Of the other ways to plan: it must name none.
+
+    Raises:
+        SettingsError: A budget is given too, or the recipe wants another dtype.
+        PlanError: Layers of several models, layers out of range, or nothing would change.
+    """
+    started = time.monotonic()
+    if given := [name for name in BUDGETS if getattr(settings, name) is not None]:
+        raise SettingsError(f"{given[0]} and a mergekit recipe: give one of them")
+    names = sorted({each.model or model.source for each in recipe.slices})
+    if len(names) > 1:
+        raise PlanError(
+            f"the recipe takes layers of {len(names)} models ({', '.join(names)}): only one "
+            "model's layers can be arranged; leave the others out"
+        )
+    if others := [dtype for dtype in recipe.dtypes if dtype != model.dtype]:
+        raise SettingsError(
+            f"the recipe wants {others[0]}, {model.source} is {model.dtype}: layers are copied as "
+            "they are; leave the dtype out, and convert the model first if you need it"
+        )
+    slices = tuple(LayerSlice(start=each.start, stop=each.stop) for each in recipe.slices)
+    for each in slices:
+        if each.stop > model.layers:
+            raise PlanError(
+                f"the recipe takes layers [{each.start}, {each.stop}): {model.source} has "
+                f"{model.layers}, numbered 0 to {model.layers - 1}"
+            )
+    kept = [layer for each in slices for layer in range(each.start, each.stop)]
+    if kept == list(range(model.layers)):
+        raise PlanError(f"the recipe keeps all {model.layers} layers as they are: nothing to plan")
+    removed = merged(set(range(model.layers)) - set(kept))
+    same = names == [model.source]
+    taken = () if same else (f"the recipe's {names[0]} was taken to be {model.source}",)
+    return Plan(
+        origin=Origin.since(
+            started, inputs=inputs_digest("plan by mergekit", model.digest, *slices)
+        ),
+        model=model,
+        settings=settings,
+        survey=None,
+        slices=slices,
+        score=None,
+        alternatives=(),
+        warnings=(*taken, *recipe.notes, *_warnings(removed, model.layers)),
     )
 
 
@@ -256,9 +313,7 @@ def _entries(scores: Scores, blocks: Sequence[Block]) -> list[tuple[int, int]]:
 
 
 def _check_settings(settings: PlanSettings) -> None:
-    given = [
-        name for name in ("drop", "keep", "params", "remove") if getattr(settings, name) is not None
-    ]
+    given = [name for name in BUDGETS if getattr(settings, name) is not None]
     if len(given) != 1:
         found = f"found {' and '.join(given)}" if given else "found none"
         raise SettingsError(f"give exactly one of drop, keep, params and remove: {found}")

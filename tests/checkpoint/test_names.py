@@ -1,5 +1,8 @@
 """Names of tensors and modules: which layer, and what it is called after the cut."""
 
+import re
+from fnmatch import fnmatchcase
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +22,7 @@ def test_renumbering_changes_the_layer_and_nothing_else(
     stack: str, old: int, new: int, tail: str
 ) -> None:
     names = LayerNames((stack,))
-    for path in (stack, stack.partition(".")[2]):  # the causal LM, the bare decoder
+    for path in filter(None, (stack, stack.partition(".")[2])):  # the causal LM, the bare decoder
         name = f"{path}.{old}.{tail}"
         assert (names.layer(name), names.tail(name)) == (old, tail)
         assert names.renumber(name, new) == f"{path}.{new}.{tail}"
@@ -86,8 +89,13 @@ def test_module_names_in_a_config_follow_the_layers() -> None:
 @pytest.mark.parametrize(
     "pattern",
     [
-        r"model\.layers\.[0-3]\.mlp",
-        "model.layers.([2-4]).mlp",
+        r"model\.layers\.[9-0]\.mlp",
+        r"model\.layers\.4..*mlp",
+        r"re:.*layers\.3\.mlp|.*layers\.4\.mlp",
+        r"re:model\.layers\.3(_proj)?\.mlp",
+        rf"re:model\.layers\.{'(0*)*' * 70}7\.mlp",
+        f"model.layers.{'3' * 5000}.mlp",
+        r"+:.*\.3\..*\.2\..*gate",
         "model.layers.{0,1}.mlp",
         "transformer.layers.3.mlp",
         "model.layers.17.mlp",
@@ -112,7 +120,14 @@ def test_other_text_is_left_alone(text: str) -> None:
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
-        (r"re:model\.layers\.3\..*", [r"re:model\.layers\.1\..*", r"re:model\.layers\.2\..*"]),
+        (r"re:model\.layers\.3\..*", [r"re:model\.layers\.(1|2)\..*"]),
+        ("model.layers.3.mlp", ["model.layers.1.mlp", "model.layers.2.mlp"]),
+        ("model.layers.[0-3].mlp", [f"model.layers.{layer}.mlp" for layer in (0, 1, 2)]),
+        ("model.layers.5*", ["model.layers.3.*"]),
+        ("re:.*lm_head|.*layers.1.mlp", ["re:.*lm_head|.*layers.(?!).mlp"]),
+        (r"re:(?!.*layers\.1\.).*mlp", [r"re:(?!.*layers\.(?!)\.).*mlp"]),
+        (r".*\.experts\.3\..*", [r".*\.experts\.3\..*"]),
+        ("4.57.1", ["4.57.1"]),
         (r"-:.*\.layers\.0\.mlp.*", [r"-:.*\.layers\.0\.mlp.*"]),
         ("re:.*layers.(0|3|4).mlp", ["re:.*layers.(0|1|2).mlp"]),
         ("re:.*layers.(?:1|4).mlp", []),
@@ -133,3 +148,72 @@ def test_a_single_name_of_a_removed_layer_becomes_nothing() -> None:
         "a": None,
         "b": "model.layers.1.mlp",
     }
+
+
+STACK = "model.layers"
+TAILS_OF_LAYERS = ["self_attn.q_proj", "mlp.gate", "mlp.experts.2.gate_proj", "mlp.experts.13.w1"]
+KEPT = {
+    "ascending": (0, 1, 2, 5, *range(12, 24)),
+    "few": (3, 20, 21),
+    "moved and repeated": (13, 2, 2, 1, 20, *range(13)),
+}
+EXPRESSIONS = [
+    r"re:model\.layers\.2\..*gate.*",
+    r"re:.*layers.2.*",
+    r"re:.*layers.[0-3].*gate.*",
+    r"re:.*\.layers\.([0-9]|1[0-7])\.mlp.*",
+    r"re:.*\.layers\.(?:1|2|20)\.self_attn\.q_proj",
+    r"re:.*layers\.1",
+    r"re:model\.layers\.\d\..*",
+    r"re:model\.layers\.[^.]\.mlp",
+    r"re:model\.layers\.\w+\.mlp\.gate",
+    r"re:model\.layers\.[0-9]*\.mlp\.gate",
+    r"re:model\.layers\.1\d\..*",
+    r"re:model\.layers\.(\d+)\.mlp\.gate",
+    r"re:(?!.*layers\.(0|1|13)\.).*gate",
+    r"re:.*layers\.(0|1)\.mlp\.gate$|lm_head",
+    r"+:.*\.2\..*gate.*",
+    r"-:.*\.13\..*",
+    r".*\.(1|2|22)\..*",
+    r"-:.*gate.*",
+    r"^model\.layers\.13\.mlp",
+]
+
+
+@pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_an_expression_matches_a_module_exactly_if_it_did_before(
+    expression: str, kept: tuple[int, ...]
+) -> None:
+    # Read as compressed-tensors and GPTQModel do: from the start of the name, not to its end.
+    def matched(texts: list[str], name: str) -> bool:
+        return any(re.match(re.sub("^(re:|[-+]:)", "", text), name) for text in texts)
+
+    texts = ModuleNames((STACK,), Cut(24, kept)).renumbered([expression])
+    assert isinstance(texts, list)
+    for new, old in enumerate(kept):
+        for tail in TAILS_OF_LAYERS:
+            before = matched([expression], f"{STACK}.{old}.{tail}")
+            assert matched(texts, f"{STACK}.{new}.{tail}") == before, (texts, old, new, tail)
+    assert matched(texts, "lm_head") == matched([expression], "lm_head")
+
+
+@pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
+@pytest.mark.parametrize("wildcard", ["model.layers.1*", "*layers.2.mlp*", "model.layers.13.*gate"])
+def test_a_wildcard_matches_a_module_exactly_if_it_did_before(
+    wildcard: str, kept: tuple[int, ...]
+) -> None:
+    texts = ModuleNames((STACK,), Cut(24, kept)).renumbered([wildcard])
+    assert isinstance(texts, list)
+    for new, old in enumerate(kept):
+        for tail in TAILS_OF_LAYERS:
+            name = f"{STACK}.{new}.{tail}"
+            before = fnmatchcase(f"{STACK}.{old}.{tail}", wildcard)
+            assert any(fnmatchcase(name, text) for text in texts) == before, (texts, old, new, tail)
+
+
+def test_what_may_be_a_wildcard_or_an_expression_is_refused_where_they_differ() -> None:
+    names = ModuleNames((STACK,), Cut(24, (0, 2)))
+    assert names.renumbered(["model.layers.3.*"]) == []
+    with pytest.raises(ArchitectureError, match="names layers by number"):
+        names.renumbered(["model.layers.2.*"])  # as an expression also 20 to 23

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from depthcut.checkpoint.fields import Cut
 from depthcut.errors import ArchitectureError
@@ -10,6 +11,14 @@ OTHER_TOWERS = re.compile(
     r"vision|visual|vit\b|image|img|audio|speech|encoder|codec|talker|code2wav|sam_model|mtp"
 )
 """In the path of a list of layers: it is not the text decoder's."""
+
+_INDEX = (
+    r"(?:\{[A-Za-z_]*\}|(?=[0-9\[({]|\\[dw])"
+    r"(?:[0-9]+|\[[^\]]*\]|\\[dw]|[()|?:{},+]|(?<=[\])dw])\*)+)"
+)
+"""A number, or an expression for some: `3`, `[0-3]`, `(?:[0-9]|1[0-7])`, `\\d+`; or `{i}`."""
+_LONGEST_INDEX = 400
+"""Longer expressions are not tried, nor those with many repetitions: they may take for ever."""
 
 
 class LayerNames:
@@ -45,17 +54,19 @@ def _path(stack: str) -> str:
 
 
 class ModuleNames:
-    """Names and patterns of modules in a config (`model.layers.3.mlp`, `re:.*layers\\.3\\..*`)."""
+    """Names and patterns of modules in a config (`model.layers.3.mlp`, `re:.*layers\\.3\\..*`).
+
+    Libraries read them as names, as wildcards (`model.layers.3*`) or as regular expressions,
+    which need to match only the beginning of a name.
+    """
 
     def __init__(self, stacks: Sequence[str], cut: Cut) -> None:
         self._stacks = stacks
         self._cut = cut
-        lists = "|".join(sorted({re.escape(stack.rpartition(".")[2]) for stack in stacks}))
-        # The list's name, its dot, and what stands where the index would: a number, a choice of
-        # numbers, or a class of characters.
+        self._lists = sorted({re.escape(stack.rpartition(".")[2]) for stack in stacks})
         self._place = re.compile(
-            rf"(?P<path>(?:[\w.\\^*?+:()-]*[.\\(:^])?)(?<!\w)(?P<list>{lists})(?P<dot>\\?\.)"
-            r"(?P<index>[0-9]+(?![0-9])|\((?:\?:)?[0-9]+(?:\|[0-9]+)*\)|\[|\\d|\(|\{)"
+            r"(?P<path>(?:[\w.\\^*?+:()-]*[.\\(:^|])?)(?<!\w)"
+            rf"(?P<list>{'|'.join(self._lists)})\\?\.(?P<index>{_INDEX})"
         )
 
     def renumbered(self, value: object) -> object:
@@ -87,31 +98,153 @@ class ModuleNames:
 
     def _names(self, text: str) -> Iterator[str]:
         """The text for each new layer that it speaks of; itself where it speaks of none."""
-        match = self._place.search(text)
-        if match is None or self._any_number(text, match) or OTHER_TOWERS.search(match["path"]):
+        found = self._place.search(text)
+        if found is None:
+            yield from self._numbered_alone(text)
+            return
+        place = _Place.of(text, found)
+        if OTHER_TOWERS.search(found["path"]) or place.is_no_number:
             yield text
             return
-        numbers = [int(number) for number in re.findall("[0-9]+", match["index"])]
-        ours = self._is_ours(match["path"] + match["list"])
-        if not numbers or not ours or max(numbers) >= self._cut.layers:
-            raise ArchitectureError(
-                f"config.json names layers by number in {text!r}, a pattern that depthcut cannot "
-                "renumber; write the names out, or remove it"
-            )
-        head, tail = text[: match.start("index")], text[match.end("index") :]
-        new = [index for index, old in enumerate(self._cut.kept) if old in numbers]
-        if match["index"].isdecimal():
-            yield from (f"{head}{index}{tail}" for index in new)
-        elif new:
-            opening = "(?:" if match["index"].startswith("(?:") else "("
-            yield f"{head}{opening}{'|'.join(map(str, new))}){tail}"
+        if place.is_unclear or self._place.search(place.tail):
+            raise _cannot(text)
+        old = place.layers(self._cut.layers)
+        new = [index for index, layer in enumerate(self._cut.kept) if layer in old]
+        if self._speaks_of_all(place):
+            yield text
+        elif not old or not self._is_ours(found["path"] + found["list"]):
+            raise _cannot(text)
+        elif place.is_pattern:
+            yield from self._pattern(place, new)
+        elif place.may_be_pattern and (
+            old != place.layers(self._cut.layers, longer=True)
+            or any(_begins_others(index, len(self._cut.kept)) for index in new)
+        ):
+            raise _cannot(text)
+        else:
+            dot = "." if place.tail.startswith("*") else ""
+            yield from (f"{place.head}{index}{dot}{place.tail}" for index in new)
 
-    def _any_number(self, text: str, match: re.Match[str]) -> bool:
-        """Whether the pattern speaks of all layers alike."""
-        rest = text[match.start("index") :]
-        return re.match(r"(\[0-9\]|\\d)[+*]|\((\[0-9\]|\\d)[+*]\)|\{\w*\}", rest) is not None
+    def _pattern(self, place: "_Place", new: Sequence[int]) -> Iterator[str]:
+        """A regular expression for the new layers."""
+        if not new and not re.search(r"\(\?|\|", place.head + place.tail):
+            return
+        more = place.is_open and any(_begins_others(index, len(self._cut.kept)) for index in new)
+        if len(new) == 1 and not more:
+            yield f"{place.head}{new[0]}{place.tail}"
+            return
+        numbers = f"({'|'.join(map(str, new))})" if new else "(?!)"  # the latter matches nothing
+        end = r"(?=\.|$)" if more else ""
+        yield f"{place.head}{numbers}{end}{place.tail}"
+
+    def _numbered_alone(self, text: str) -> Iterator[str]:
+        """A pattern with a number behind anything at all, as in `.*\\.18\\..*gate.*`.
+
+        It speaks of the layer of that number, and of whatever else is counted, such as experts.
+        """
+        found = re.search(rf"(?P<front>\.[*+]\??)\\?\.(?P<index>{_INDEX})", text)
+        place = _Place.of(text, found) if found else None
+        if found is None or place is None or not place.is_pattern or place.is_no_number:
+            yield text
+            return
+        if self._speaks_of_all(place):
+            yield text
+            return
+        old = place.layers(self._cut.layers)
+        if place.is_unclear or place.is_open or re.search(rf"\.[*+]\??\\?\.{_INDEX}", place.tail):
+            raise _cannot(text)
+        front, middle = text[: found.end("front")], text[found.end("front") : found.start("index")]
+        new = [str(index) for index, layer in enumerate(self._cut.kept) if layer in old]
+        if new:
+            yield rf"{front}\b(?:{'|'.join(self._lists)})\.({'|'.join(new)}){place.tail}"
+        others = "".join(rf"(?<!\b{name})" for name in self._lists)
+        yield f"{front}{others}{middle}{place.index}{place.tail}"
+
+    def _speaks_of_all(self, place: "_Place") -> bool:
+        """Whether the place is for a number at all, and stands for every layer, old or new."""
+        return not place.index.isdecimal() and all(
+            len(place.layers(count)) == count for count in (self._cut.layers, len(self._cut.kept))
+        )
 
     def _is_ours(self, path: str) -> bool:
         """Whether a path, or what a pattern says of it, may be the stack's."""
-        plain = re.sub(r"^(re:|[-+]:)?\^?(\.\*\\?\.?|\.\*)?", "", path).replace("\\", "")
+        plain = re.sub(r"^(re:|[-+]:)?\^?(\.?\*\??\\?\.?)?", "", path).replace("\\", "")
         return any(f".{stack}".endswith(f".{plain}") for stack in self._stacks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A name or pattern, split where it gives the number of a layer."""
+
+    head: str
+    index: str
+    """A number, or an expression for one."""
+    tail: str
+
+    @classmethod
+    def of(cls, text: str, match: re.Match[str]) -> "_Place":
+        index = match["index"]
+        while index.endswith(")") and index.count(")") > index.count("("):
+            index = index[:-1]
+        start = match.start("index")
+        return cls(text[:start], index, text[start + len(index) :])
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether only a regular expression can be meant."""
+        rest = self.head + self.tail
+        return rest.startswith(("re:", "+:", "-:")) or any(sign in rest for sign in "\\([|^$")
+
+    @property
+    def may_be_pattern(self) -> bool:
+        """Whether a wildcard or a name is meant, or an expression for longer numbers too."""
+        return self.tail == "." or self.tail.startswith(".*")
+
+    @property
+    def is_no_number(self) -> bool:
+        """Whether the digits go on as another word, or a template stands for any number."""
+        word = self.index.isdecimal() and re.match(r"\w", self.tail) is not None
+        return word or re.fullmatch(r"\{[A-Za-z_]*\}", self.index) is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether, as a regular expression, it lets more digits follow."""
+        return re.match(r"\)*(\.[*+]|$)", self.tail) is not None
+
+    @property
+    def is_unclear(self) -> bool:
+        """Whether it cannot be told where the number ends."""
+        if self.tail.startswith("*"):
+            return self.is_pattern
+        return re.match(r"\)*(\.(?![.?{])|\\\.(?![*+?{])|\$|$)", self.tail) is None
+
+    def layers(self, count: int, *, longer: bool | None = None) -> set[int]:
+        """Those of so many layers that it stands for.
+
+        Args:
+            count: How many layers there are.
+            longer: Whether numbers that only begin so count; default: as it is written.
+        """
+        if longer is None:
+            longer = self.tail.startswith("*") or (self.is_pattern and self.is_open)
+        if self.index.isdecimal() and (len(self.index) > 9 or int(self.index) >= count):
+            return set()
+        if len(self.index) > _LONGEST_INDEX or len(re.findall(r"[*+{]", self.index)) > 3:
+            return set()
+        try:
+            pattern = re.compile(f"(?:{self.index}){'[0-9]*' if longer else ''}")
+        except (re.error, OverflowError):
+            return set()
+        return {layer for layer in range(count) if pattern.fullmatch(str(layer))}
+
+
+def _begins_others(number: int, count: int) -> bool:
+    """Whether another layer's number begins with this one."""
+    return number * 10 < count if number else False
+
+
+def _cannot(text: str) -> ArchitectureError:
+    return ArchitectureError(
+        f"config.json names layers by number in {text!r}, a pattern that depthcut cannot "
+        "renumber; write the names out, or remove it"
+    )

@@ -6,7 +6,7 @@ from depthcut.checkpoint.architectures import ARCHITECTURES, KNOWN_FIELDS, Archi
 from depthcut.checkpoint.derived import derive_architecture
 from depthcut.checkpoint.fields import Cut, Field, cut_field
 from depthcut.checkpoint.names import ModuleNames
-from depthcut.checkpoint.values import Config
+from depthcut.checkpoint.values import AROUND, Config, with_value
 from depthcut.errors import ArchitectureError, CheckpointError, PlanError
 
 EXTRA_LAYERS = "num_nextn_predict_layers"
@@ -69,6 +69,11 @@ def decoder_config(config: Config, architecture: Architecture) -> Config:
     )
 
 
+def with_surroundings(config: Config, architecture: Architecture) -> Config:
+    """The decoder's part of a config as fields read it: the whole lies in it under AROUND."""
+    return {**decoder_config(config, architecture), AROUND: dict(config)}
+
+
 def _is_nested(config: Config, architecture: Architecture) -> bool:
     """Older configs of some types hold the decoder's keys at the top."""
     flat = architecture.decoder not in config and any(key in config for key in architecture.count)
@@ -114,6 +119,8 @@ def cut_config(
     kept: Sequence[int],
     architecture: Architecture | None = None,
     layers: int | None = None,
+    *,
+    drops_extra: bool = False,
 ) -> dict[str, object]:
     """The config of the model that is made of the layers `kept`, in this order.
 
@@ -124,6 +131,7 @@ def cut_config(
         kept: The old layer of each new one; repeats allowed.
         architecture: Default: the table's.
         layers: How many there are, where the config does not say.
+        drops_extra: Whether layers behind the stack that predict further tokens are left out.
 
     Raises:
         ArchitectureError: The config cannot say this cut; the message names the field and, where
@@ -141,20 +149,27 @@ def cut_config(
     if architecture.refusal:
         raise ArchitectureError(f"{config.get('model_type')}: {architecture.refusal}")
     try:
-        return _cut(config, architecture, cut)
+        result = _cut(config, architecture, cut)
     except ArchitectureError as error:
         raise ArchitectureError(f"{error}{_nearby(config, architecture, cut)}") from error
+    if drops_extra and EXTRA_LAYERS in decoder_config(result, architecture):
+        path = f"{architecture.decoder}." if _is_nested(result, architecture) else ""
+        result = with_value(result, path + EXTRA_LAYERS, 0)
+    return result
 
 
 def _cut(config: Config, architecture: Architecture, cut: Cut) -> dict[str, object]:
-    before = decoder_config(config, architecture)
+    before = with_surroundings(config, architecture)
     fields = fields_of(config, architecture)
-    decoder: Config = before
+    after = before
     for field in fields:
-        decoder = cut_field(field, before, decoder, cut)
+        after = cut_field(field, before, after, cut)
     _refuse_unknown_lists(before, fields, cut)
     nested = _is_nested(config, architecture)
-    result = {**config, architecture.decoder: decoder} if nested else dict(decoder)
+    decoder = {key: value for key, value in after.items() if key != AROUND}
+    around = after[AROUND]
+    assert isinstance(around, dict)
+    result = {**around, architecture.decoder: decoder} if nested else decoder
     names = ModuleNames(architecture.stacks, cut)
     result = {key: names.renumbered(value) for key, value in result.items()}
     if nested:
@@ -167,14 +182,13 @@ def _counted(config: object, architecture: Architecture, cut: Cut) -> dict[str, 
     """The decoder's config with its new number of layers."""
     assert isinstance(config, dict)
     given = [key for key in architecture.count if key in config] or architecture.count[:1]
-    result = config | dict.fromkeys(given, len(cut.kept))
-    return result | {EXTRA_LAYERS: 0} if result.get(EXTRA_LAYERS) else result
+    return config | dict.fromkeys(given, len(cut.kept))
 
 
 def _refuse_unknown_lists(config: Config, fields: Sequence[Field], cut: Cut) -> None:
     known = _NOT_PER_LAYER.union(*(field.keys for field in fields))
     for key, value in config.items():
-        if not isinstance(value, list) or len(value) != cut.layers or key in known:
+        if key == AROUND or not isinstance(value, list) or len(value) != cut.layers or key in known:
             continue
         if not key.startswith(_OF_OTHER_LAYERS):
             raise ArchitectureError(

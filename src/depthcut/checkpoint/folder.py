@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +13,7 @@ from pathlib import Path
 from depthcut.checkpoint.architectures import Architecture
 from depthcut.checkpoint.configs import (
     EXTRA_LAYERS,
+    cut_config,
     decoder_config,
     find_architecture,
     hidden_size,
@@ -98,6 +99,31 @@ class Checkpoint:
         names = LayerNames(self.architecture.stacks)
         return 1 + max((names.layer(name) or 0 for name in self.tensors), default=0)
 
+    @cached_property
+    def extra_layers(self) -> frozenset[int]:
+        """Layers behind the stack that only predict further tokens."""
+        names = LayerNames(self.architecture.stacks)
+        predicting = self.decoder_config.get(EXTRA_LAYERS)
+        count = predicting if type(predicting) is int and 0 < predicting < 100 else 0
+        announced = range(self.layers, self.layers + count)
+        behind = {
+            layer: names.tail(name)
+            for name in self.tensors
+            if (layer := names.layer(name)) is not None and layer >= self.layers
+            if layer in announced or names.tail(name).startswith(_PREDICTS)
+        }
+        return frozenset(behind)
+
+    def cut_config(self, kept: Sequence[int]) -> dict[str, object]:
+        """The config of the model that is made of these layers; see `configs.cut_config`."""
+        return cut_config(
+            self.config,
+            kept,
+            self.architecture,
+            self.layers,
+            drops_extra=bool(self.extra_layers),
+        )
+
     @property
     def weight_bytes(self) -> int:
         return sum(entry.size_bytes for entry in self.tensors.values())
@@ -156,7 +182,7 @@ def model_facts(checkpoint: Checkpoint, *, source: str) -> ModelFacts:
         raise ArchitectureError(f"{checkpoint.config.get('model_type')}: {architecture.refusal}")
     names = LayerNames(architecture.stacks)
     layers = checkpoint.layers
-    extra = _extra_layers(checkpoint)
+    extra = checkpoint.extra_layers
     layer_parameters = [0] * layers
     found = set()
     other_parameters = 0
@@ -294,23 +320,6 @@ def _digest(checkpoint: Checkpoint) -> str:
             length = min(_DIGEST_BYTES, entry.size_bytes)
             digest.update(os.pread(handles[entry.file], length, entry.start))
     return digest.hexdigest()
-
-
-def _extra_layers(checkpoint: Checkpoint) -> set[int]:
-    """Layers behind the stack that only predict further tokens."""
-    names = LayerNames(checkpoint.architecture.stacks)
-    predicting = checkpoint.decoder_config.get(EXTRA_LAYERS)
-    count = predicting if type(predicting) is int and 0 < predicting < 100 else 0
-    extra = set(range(checkpoint.layers, checkpoint.layers + count))
-    for name in checkpoint.tensors:
-        layer = names.layer(name)
-        if layer is not None and layer >= checkpoint.layers and _predicts(names.tail(name)):
-            extra.add(layer)
-    return extra
-
-
-def _predicts(tail: str) -> bool:
-    return tail.startswith(_PREDICTS)
 
 
 def _width(checkpoint: Checkpoint) -> int:

@@ -5,8 +5,15 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from depthcut.checkpoint.fields import Layout, Reference, Requirement, Rule, Values
-from depthcut.checkpoint.rules import FULL, LINEAR, index_sharing
-from depthcut.checkpoint.values import Config, layer_indices, positive, whole_number
+from depthcut.checkpoint.rules import FULL, LINEAR, index_sharing, rotary
+from depthcut.checkpoint.values import (
+    AROUND,
+    Config,
+    layer_indices,
+    positive,
+    value_at,
+    whole_number,
+)
 from depthcut.errors import ArchitectureError
 
 
@@ -61,6 +68,36 @@ def _as_ernie(config: Config, values: Values) -> Iterator[Config]:
             "moe_layer_interval": every,
         }
 
+
+def _listed_sparse(config: Config, layers: int) -> Values | None:
+    given = config.get("moe_layers_enum")
+    if given is None:
+        return [layer >= 3 for layer in range(layers)]
+    names = given.split(",") if isinstance(given, str) else given
+    try:
+        named = {int(name) for name in names} if isinstance(names, list) else set()
+    except (TypeError, ValueError) as error:
+        raise ArchitectureError(
+            "config.json: moe_layers_enum must list layers, as 3,4,5; correct it"
+        ) from error
+    return [layer in named for layer in range(layers)]
+
+
+SPARSE_LIST = Layout(
+    ("moe_layers_enum",),
+    _listed_sparse,
+    lambda config, values: iter(
+        [
+            {
+                **config,
+                "moe_layers_enum": ",".join(
+                    str(layer) for layer, sparse in enumerate(values) if sparse
+                ),
+            }
+        ]
+    ),
+)
+"""The layers with experts, with commas between them (Step)."""
 
 EXPERTS_BETWEEN = Layout(
     ("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"), _ernie, _as_ernie
@@ -174,6 +211,76 @@ SHARED_INDEXERS = Layout((), _indexers)
 """A layer without an indexer takes the choice of the nearest one before it that has one."""
 
 
+def _neighbours_indexers(config: Config, layers: int) -> Values:
+    kinds = config.get("indexer_types")
+    kinds = kinds if isinstance(kinds, list) else index_sharing(config, layers)
+    attention = config.get("layer_types")
+    attention = attention if isinstance(attention, list) else [None] * layers
+    return [
+        Reference(layer - 1) if kind == "shared" and attention[layer] != LINEAR else None
+        for layer, kind in enumerate(kinds[:layers])
+    ]
+
+
+NEIGHBOURS_INDEXERS = Layout(
+    (),
+    _neighbours_indexers,
+    why="a layer that shares the indexer of the layer right before it would stand behind another",
+)
+
+
+def _sources(config: Config, layers: int) -> Values | None:
+    given = config.get("kv_source_layers")
+    if not isinstance(given, list) or len(given) != layers:
+        return None
+    return [
+        Reference(source) if source != layer and type(source) is int else None
+        for layer, source in enumerate(given)
+    ]
+
+
+SHARED_SOURCES = Layout(
+    ("kv_source_layers",),
+    _sources,
+    lambda config, values: iter(
+        [
+            {
+                **config,
+                "kv_source_layers": [
+                    value.layer if isinstance(value, Reference) else layer
+                    for layer, value in enumerate(values)
+                ],
+            }
+        ]
+    ),
+)
+"""Each layer names the one whose keys and values it takes; itself where it has its own."""
+
+
+def _latents(config: Config, layers: int) -> Values | None:
+    sources = _sources(config, layers)
+    if sources is None:
+        return None
+    ropes = rotary(config, layers)
+    stores = {source.layer for source in sources if isinstance(source, Reference)}
+    values: Values = []
+    latest: dict[object, int] = {}
+    for layer, source in enumerate(sources):
+        rope = bool(ropes[layer]) if layer < len(ropes) else True
+        values.append(None if source is None else Reference(latest.get(rope, -1)))
+        if layer in stores:
+            latest[rope] = layer
+    return values
+
+
+SHARED_LATENTS = Layout(
+    (),
+    _latents,
+    why="a layer that takes another one's keys and values takes those of the nearest such layer, "
+    "which would be another one",
+)
+
+
 def ordinal_among(kinds: Rule, why: str, *, most: int | None = None) -> Layout:
     """Layers of a kind compute with, or are stored by, their ordinal among each other.
 
@@ -193,6 +300,86 @@ def ordinal_among(kinds: Rule, why: str, *, most: int | None = None) -> Layout:
 
     return Layout((), reads, why=why)
 
+
+# --- where pictures come in ---------------------------------------------------------------------
+
+
+def _behind_first(config: Config, layers: int) -> Values | None:
+    given = value_at(config, f"{AROUND}.vision_config.deepstack_visual_indexes")
+    count = len(given) if isinstance(given, list) else 3
+    return [layer if layer < count else None for layer in range(layers)]
+
+
+FEATURES_BEHIND_FIRST_LAYERS = Layout(
+    (),
+    _behind_first,
+    why="features of pictures are added behind the first layers, as many as vision_config has "
+    "deepstack_visual_indexes: these must stay where they are",
+)
+
+
+def _injections(config: Config, layers: int) -> Values:
+    pairs = value_at(config, f"{AROUND}.deepstack_layer_map") or []
+    places = value_at(config, f"{AROUND}.spatial_target_layers")
+    places = [12, 15, 18, 21] if places is None else places
+    found: list[list[str]] = [[] for _ in range(layers)]
+    count = 0
+    for label, layer in _labelled(pairs, places):
+        count += 1
+        if 0 <= layer < layers:
+            found[layer].append(label)
+    return [(tuple(labels), count) for labels in found]
+
+
+def _labelled(pairs: object, places: object) -> Iterator[tuple[str, int]]:
+    named: list[tuple[str, object]] = []
+    if isinstance(pairs, list) and isinstance(places, list):
+        named += [
+            (f"map {number}", pair[1] if isinstance(pair, list) and len(pair) == 2 else None)
+            for number, pair in enumerate(pairs)
+        ]
+        named += [(f"place {number}", layer) for number, layer in enumerate(places)]
+    for label, layer in named or [("", None)]:
+        if type(layer) is not int:
+            raise ArchitectureError(
+                "config.json: deepstack_layer_map must be a list of pairs and "
+                "spatial_target_layers one of layers; correct them"
+            )
+        yield label, layer
+
+
+def _as_injections(config: Config, values: Values) -> Iterator[Config]:
+    at = {
+        label: layer
+        for layer, value in enumerate(values)
+        if isinstance(value, tuple)
+        for label in value[0]
+    }
+    around = config.get(AROUND)
+    assert isinstance(around, dict)
+    pairs = around.get("deepstack_layer_map") or []
+    places = around.get("spatial_target_layers")
+    count = len(places) if isinstance(places, list) else 4
+    yield {
+        **config,
+        AROUND: {
+            **around,
+            "deepstack_layer_map": [
+                [pair[0], at.get(f"map {number}", -1)] for number, pair in enumerate(pairs)
+            ],
+            "spatial_target_layers": [at.get(f"place {number}", -1) for number in range(count)],
+        },
+    }
+
+
+INJECTED_FEATURES = Layout(
+    (),
+    _injections,
+    _as_injections,
+    why="features of pictures are added before the layers that deepstack_layer_map and "
+    "spatial_target_layers name: these must stay",
+)
+"""Granite's vision names the layers outside the decoder's part of the config."""
 
 # --- what the model's code cannot run ----------------------------------------------------------
 

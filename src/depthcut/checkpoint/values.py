@@ -6,6 +6,9 @@ from depthcut.errors import ArchitectureError
 
 Config = Mapping[str, object]
 
+AROUND = "^"
+"""The key under which fields of a decoder find the config around the decoder's own."""
+
 
 def whole_number(config: Config, key: str, default: int | None = None) -> int | None:
     """The number that a config gives, or the default where it gives none.
@@ -53,18 +56,19 @@ def layer_indices(config: Config, key: str, layers: int, *, base: int = 0) -> se
 
 def value_at(config: Config, key: str) -> object:
     """What a config gives for a key; `outer.inner` for a key of an object in it."""
-    outer, _, inner = key.rpartition(".")
-    part = config.get(outer) if outer else config
-    return part.get(inner) if isinstance(part, Mapping) else None
+    part: object = config
+    for name in key.split("."):
+        part = part.get(name) if isinstance(part, Mapping) else None
+    return part
 
 
 def with_value(config: Config, key: str, value: object) -> dict[str, object]:
     """The config with another value for a key, as `value_at` understands it."""
-    outer, _, inner = key.rpartition(".")
-    if not outer:
-        return {**config, key: value}
-    part = config.get(outer)
-    return {**config, outer: {**(part if isinstance(part, Mapping) else {}), inner: value}}
+    name, _, rest = key.partition(".")
+    if not rest:
+        return {**config, name: value}
+    part = config.get(name)
+    return {**config, name: with_value(part if isinstance(part, Mapping) else {}, rest, value)}
 
 
 def short(value: object) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from depthcut.checkpoint.card import slice_card
 from depthcut.checkpoint.companions import carry_companions, companions
-from depthcut.checkpoint.configs import cut_config
 from depthcut.checkpoint.copying import BLOCK_BYTES, link_file, write_ranges
 from depthcut.checkpoint.fields import Cut
 from depthcut.checkpoint.folder import (
@@ -83,7 +82,7 @@ def slice_checkpoint(
             f"{architecture.assumed[0]}; such a cut must be verified by loading it"
         )
     refuse_computed(checkpoint)
-    config = cut_config(checkpoint.config, cut.kept, architecture, facts.layers)
+    config = checkpoint.cut_config(cut.kept)
     config.pop("transformers_weights", None)  # ours have the usual names
     files = files_of(checkpoint, cut, shard_bytes)
     needed = 0 if link else _needed_bytes(checkpoint, files)

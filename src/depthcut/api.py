@@ -5,22 +5,26 @@ The command line and the pipeline call these same functions.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from depthcut.errors import SettingsError, SourceError
+from depthcut.errors import ArchitectureError, SettingsError, SourceError
 from depthcut.records import (
     Evaluation,
     HealRecord,
     ModelFacts,
+    Origin,
     Plan,
     SliceRecord,
     Survey,
     Verification,
+    inputs_digest,
     read_record,
     write_record,
 )
@@ -32,6 +36,7 @@ from depthcut.settings import (
     SurveySettings,
     TextSettings,
 )
+from depthcut.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -125,28 +130,54 @@ def slice(
     *,
     shard_bytes: int | None = None,
     other_model: bool = False,
+    link: bool = False,
+    base: str | None = None,
     load: LoadSettings | None = None,
 ) -> SliceRecord:
-    """Write the checkpoint that a plan describes, byte range by byte range.
+    """Write the checkpoint, GGUF file or adapter that a plan describes, byte for byte.
 
     A model of a type that depthcut does not know is proved by building it; this imports torch.
 
     Args:
-        model: A source: smollm2, a folder, a hub id, a .gguf file.
+        model: A source: smollm2, a folder, a hub id, a .gguf file; or the folder of a PEFT adapter
+            of the plan's model.
         plan: A plan or its file.
-        out: The folder to be; it must not exist.
+        out: The folder to be, or the .gguf file where the source is one; it must not exist.
         shard_bytes: At most so many bytes in a weight file; default: the parent's files.
-        other_model: Whether the plan may come from another model of the same shape.
+        other_model: Whether the plan may come from another model of the same shape. A GGUF file
+            may always be cut into another by such a plan.
+        link: Share bytes with the parent instead of copying them, where the file system can.
+        base: For an adapter: its cut base, as PEFT shall find it.
         load: Revision of a hub model, and whether code that comes with the model may run.
 
     Raises:
         DepthcutError: One of its kinds, see `depthcut.errors`.
     """
-    from depthcut.model.sources import locate
+    from depthcut.model.sources import gguf_file, locate
     from depthcut.slicing import slice_checkpoint
+    from depthcut.slicing.adapter import is_adapter, slice_adapter
 
-    load = load or LoadSettings()
+    load, out = load or LoadSettings(), Path(out)
     plan = plan if isinstance(plan, Plan) else read_record(Path(plan), Plan)
+    given = {
+        "shard-bytes": shard_bytes is not None,
+        "other-model": other_model,
+        "link": link,
+        "base": base is not None,
+    }
+    if is_adapter(Path(model)):
+        _refuse_given(given, {"base"}, "a PEFT adapter")
+        return slice_adapter(Path(model), plan, out, base=base)
+    if out.suffix.lower() == ".gguf":
+        file = gguf_file(model)
+        if file is None:
+            raise SettingsError(
+                f"{out}: a GGUF file is cut from a GGUF file, and {model} is none; name a folder "
+                "with --out, and convert the result"
+            )
+        _refuse_given(given, {"other-model"}, "a GGUF file")
+        return _slice_gguf(file, plan, out)
+    _refuse_given(given, {"shard-bytes", "other-model", "link"}, "a model")
     folder, kept = locate(model, load), plan.kept_layers
 
     def prove(made: Path) -> None:
@@ -158,7 +189,13 @@ def slice(
             _log.warning("%s; transformers builds every layer of the result as it was", assumed)
 
     return slice_checkpoint(
-        folder, plan, Path(out), shard_bytes=shard_bytes, other_model=other_model, verify=prove
+        folder,
+        plan,
+        out,
+        shard_bytes=shard_bytes,
+        other_model=other_model or _is_of_gguf(plan, model),
+        link=link,
+        verify=prove,
     )
 
 
@@ -190,12 +227,14 @@ def verify(
 
     folder, load = Path(folder), load or LoadSettings()
     plan = read_record(folder / RECORD_FILE, SliceRecord).plan
+    source = plan.model.source if against is None else against
     try:
-        parent = locate(plan.model.source if against is None else against, load)
+        parent = locate(source, load)
     except SourceError as error:
         if against is not None:
             raise
         raise SourceError(f"{error}; name the model that was cut with --against") from error
+    other_model = other_model or _is_of_gguf(plan, source)
     record = verify_slice(folder, parent, other_model=other_model)
     if loading:
         from depthcut.model.verification import check_build
@@ -309,8 +348,55 @@ def facts(model: str | Path, *, load: LoadSettings | None = None) -> ModelFacts:
     return model_facts(open_checkpoint(locate(model, load or LoadSettings())), source=str(model))
 
 
+def _refuse_given(given: Mapping[str, bool], known: set[str], what: str) -> None:
+    for name, is_given in given.items():
+        if is_given and name not in known:
+            raise SettingsError(f"--{name} means nothing for {what}: leave it out")
+
+
+def _slice_gguf(file: Path, plan: Plan, out: Path) -> SliceRecord:
+    """A GGUF file has no room beside it: the plan goes into its metadata."""
+    from depthcut.checkpoint.gguf_slicing import OWN_PREFIX, gguf_facts, slice_gguf
+    from depthcut.slicing.layout import check_plan
+
+    started = time.monotonic()
+    check_plan(plan, gguf_facts(file, source=plan.model.source), str(file), other_model=True)
+    added = {
+        "version": __version__,
+        "change": f"{plan.model.layers} layers {plan.change}",
+        "plan": msgspec.json.encode(plan).decode(),
+    }
+    own = {f"{OWN_PREFIX}{key}": text for key, text in added.items()}
+    slice_gguf(file, plan.kept_layers, out, added=own)
+    inputs = inputs_digest("slice gguf", plan.origin.inputs, *plan.slices)
+    result = gguf_facts(out, source=str(out))
+    return SliceRecord(origin=Origin.since(started, inputs=inputs), plan=plan, result=result)
+
+
 def _facts_to_plan(source: ModelFacts | str | Path, load: LoadSettings | None) -> ModelFacts:
-    return source if isinstance(source, ModelFacts) else facts(source, load=load)
+    """What a plan by hand must know; a GGUF file is not dequantised for it."""
+    from depthcut.checkpoint.gguf_slicing import gguf_facts
+    from depthcut.model.sources import EMBEDDED, gguf_file
+
+    if isinstance(source, ModelFacts):
+        return source
+    file = None if source == EMBEDDED else gguf_file(source)
+    if file is not None:
+        with contextlib.suppress(ArchitectureError):  # perhaps transformers knows it
+            return gguf_facts(file, source=str(source))
+    return facts(source, load=load)
+
+
+def _is_of_gguf(plan: Plan, source: str | Path) -> bool:
+    """Whether a plan was made for the very GGUF file whose dequantised form is cut."""
+    from depthcut.checkpoint.gguf_slicing import gguf_facts
+    from depthcut.model.sources import gguf_file
+
+    file = gguf_file(source)
+    try:
+        return file is not None and gguf_facts(file, source="").digest == plan.model.digest
+    except ArchitectureError:
+        return False
 
 
 def _loaded(

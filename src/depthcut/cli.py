@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -115,26 +116,51 @@ def slice_(
     plan: Annotated[Path, Positional, arg(metavar="PLAN")],
     *,
     out: Out,
+    shard_bytes: str | None = None,
+    other_model: bool = False,
+    link: bool = False,
+    base: str | None = None,
     revision: str | None = None,
+    trust_remote_code: bool = False,
     common: Common = COMMON,
 ) -> None:
     """Write the smaller checkpoint that a plan describes; it loads like the old one.
 
+    A .gguf file is cut into a .gguf file if --out ends so, else into a dequantised checkpoint.
+
     Args:
-        model: The model that the plan is for.
+        model: The model that the plan is for, or a PEFT adapter of it.
         plan: The plan (plan.json).
+        shard_bytes: Largest weight file, such as 5GB; default: the files of the model.
+        other_model: The plan may come from another model of the same shape, such as the one that
+            this is a quantised copy of.
+        link: Share bytes with the model instead of copying them, where the file system can.
+        base: For an adapter: the folder or hub id of the cut model that it shall be loaded on.
         revision: Branch, tag or commit of a hub model.
+        trust_remote_code: Allow Python code that comes with the model to run, where it must be
+            built to prove the cut.
     """
     from depthcut import api
 
     _use_token(common.token)
-
-    record = api.slice(model, plan, out, load=LoadSettings(revision=revision))
+    load = LoadSettings(revision=revision, trust_remote_code=trust_remote_code)
+    limit = None if shard_bytes is None else _size_bytes(shard_bytes)
+    record = api.slice(
+        model,
+        plan,
+        out,
+        shard_bytes=limit,
+        other_model=other_model,
+        link=link,
+        base=base,
+        load=load,
+    )
     if not _print_json(record, common):
         from depthcut.reporting.terminal import show, slice_line
 
         show(slice_line(record))
-        show(f"next: depthcut evaluate {model} {out} --out evaluation.json")
+        if (out / "config.json").is_file():
+            show(f"next: depthcut evaluate {model} {out} --out evaluation.json")
 
 
 def verify(
@@ -382,6 +408,18 @@ def _as_mergekit_loads(plan: Plan) -> str:
     source = plan.model.source
     unpacked = source == EMBEDDED or source.endswith(".gguf")
     return str(locate(source, LoadSettings())) if unpacked else source
+
+
+def _size_bytes(text: str) -> int:
+    """5GB as 5,000,000,000; powers of 1000, or of 1024 as in 5GiB."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if match is None or (match[3] and not match[2]):
+        raise SettingsError(f"shard-bytes {text}: write a size such as 5GB or 500MB")
+    power = "KMGT".index(match[2].upper()) + 1 if match[2] else 0
+    size = float(match[1]) * (1024 if match[3] else 1000) ** power
+    if size < 1:
+        raise SettingsError(f"shard-bytes {text}: write a size such as 5GB or 500MB")
+    return int(size)
 
 
 def _use_token(token: str | None) -> None:

@@ -20,6 +20,7 @@ from depthcut.recipes import write_recipe
 from depthcut.records import (
     Evaluation,
     HealRecord,
+    ModelFacts,
     Plan,
     SliceRecord,
     Survey,
@@ -94,7 +95,7 @@ class _Stages:
 
         path, settings = self.folder / "plan.json", self.recipe.plan
         if settings.remove is not None:
-            source: Survey | str = self.recipe.model
+            source: Survey | ModelFacts = self.model
             inputs = plan_inputs(settings, self.model.digest)
         else:
             source = self._survey()

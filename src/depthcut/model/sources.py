@@ -60,6 +60,18 @@ def _unpickled(folder: Path) -> Path:
     return checkpoint_of_pickle(folder, cache_folder()) if is_pickled(folder) else folder
 
 
+def gguf_file(source: str | Path) -> Path | None:
+    """The GGUF file that a source is; None: it is none.
+
+    Raises:
+        MissingExtraError: smollm2 without its package.
+    """
+    if source == EMBEDDED:
+        return _embedded_file()
+    path = Path(source).expanduser()
+    return path if path.suffix.lower() == ".gguf" and path.is_file() else None
+
+
 def cache_folder() -> Path:
     """DEPTHCUT_CACHE, else depthcut in the user's cache folder."""
     if chosen := os.environ.get("DEPTHCUT_CACHE"):

@@ -81,9 +81,15 @@ def plan_table(plan: Plan) -> RenderableType:
 def slice_line(record: SliceRecord) -> str:
     """One line on a sliced checkpoint."""
     before, after = record.plan.model, record.result
+    # An adapter, or another quantisation than the plan's, is not compared with the plan's model.
+    same = (before.dtype, before.other_parameters) == (after.dtype, after.other_parameters)
+    written = (
+        f"{size(before.weight_bytes)} become {size(after.weight_bytes)}"
+        if same
+        else f"{size(after.weight_bytes)} written"
+    )
     return (
-        f"{record.plan.change}: {before.layers} layers become {after.layers}, "
-        f"{size(before.weight_bytes)} become {size(after.weight_bytes)} "
+        f"{record.plan.change}: {before.layers} layers become {after.layers}, {written} "
         f"({duration(record.origin.seconds)})"
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from depthcut.checkpoint.architectures import ARCHITECTURES, KNOWN_FIELDS, Architecture
 from depthcut.checkpoint.derived import derive_architecture
-from depthcut.checkpoint.fields import Cut, Field, cut_field
+from depthcut.checkpoint.fields import Cut, Field, PerLayerList, Requirement, cut_field
 from depthcut.checkpoint.names import ModuleNames
 from depthcut.checkpoint.values import AROUND, Config, with_value
 from depthcut.errors import ArchitectureError, CheckpointError, PlanError
@@ -163,7 +163,12 @@ def _cut(config: Config, architecture: Architecture, cut: Cut) -> dict[str, obje
     fields = fields_of(config, architecture)
     after = before
     for field in fields:
-        after = cut_field(field, before, after, cut)
+        if not isinstance(field, Requirement):
+            after = cut_field(field, before, after, cut)
+    whole, left = _filled(before, fields, cut.layers), _filled(after, fields, len(cut.kept))
+    for field in fields:
+        if isinstance(field, Requirement):
+            cut_field(field, whole, left, cut)
     _refuse_unknown_lists(before, fields, cut)
     nested = _is_nested(config, architecture)
     decoder = {key: value for key, value in after.items() if key != AROUND}
@@ -176,6 +181,15 @@ def _cut(config: Config, architecture: Architecture, cut: Cut) -> dict[str, obje
         result[architecture.decoder] = _counted(result[architecture.decoder], architecture, cut)
         return result
     return _counted(result, architecture, cut)
+
+
+def _filled(config: Config, fields: Sequence[Field], layers: int) -> Config:
+    """The config as its class fills it in."""
+    for field in fields:
+        if isinstance(field, PerLayerList) and field.default is not None:
+            values = field.read(config, layers)
+            config = with_value(config, field.key, values)
+    return config
 
 
 def _counted(config: object, architecture: Architecture, cut: Cut) -> dict[str, object]:

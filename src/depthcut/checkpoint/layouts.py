@@ -196,19 +196,26 @@ def shared_keys_and_values(default: Rule, *, missing: int = 0) -> Layout:
     return Layout(("num_kv_shared_layers",), reads, writes)
 
 
-def _indexers(config: Config, layers: int) -> Values | None:
-    kinds = config.get("indexer_types")
-    kinds = kinds if isinstance(kinds, list) else index_sharing(config, layers)
-    values: Values = []
-    nearest = -1
-    for layer, kind in enumerate(kinds):
-        nearest = nearest if kind == "shared" else layer
-        values.append(Reference(nearest) if kind == "shared" else None)
-    return values
+def shared_indexers(default: Rule) -> Layout:
+    """A layer without an indexer takes the choice of the nearest one before it that has one.
 
+    Args:
+        default: What fills missing indexer_types.
+    """
 
-SHARED_INDEXERS = Layout((), _indexers)
-"""A layer without an indexer takes the choice of the nearest one before it that has one."""
+    def reads(config: Config, layers: int) -> Values:
+        kinds = config.get("indexer_types")
+        kinds = kinds if isinstance(kinds, list) else default(config, layers)
+        values: Values = []
+        nearest = -1
+        for layer, kind in enumerate(kinds):
+            nearest = nearest if kind == "shared" else layer
+            values.append(Reference(nearest) if kind == "shared" else None)
+        return values
+
+    return Layout(
+        (), reads, why="a layer that shares the indexer of another would take it from a third one"
+    )
 
 
 def _neighbours_indexers(config: Config, layers: int) -> Values:

@@ -25,7 +25,6 @@ from depthcut.checkpoint.layouts import (
     HALVINGS,
     NEIGHBOURS_INDEXERS,
     NO_ATTENTION,
-    SHARED_INDEXERS,
     SHARED_LATENTS,
     SHARED_SOURCES,
     SPARSE_LIST,
@@ -39,6 +38,7 @@ from depthcut.checkpoint.layouts import (
     needs_type,
     not_longer_than_the_encoder,
     ordinal_among,
+    shared_indexers,
     shared_keys_and_values,
 )
 from depthcut.checkpoint.rules import (
@@ -134,24 +134,21 @@ _INDEXER_TYPES = PerLayerList(
     default=index_sharing,
     sources=("index_topk_pattern", "index_topk_freq", "index_skip_topk_offset"),
 )
+_FIRST_HAS_INDEXER = needs_type(
+    "indexer_types", "full", "the first layer that stays shares an indexer with none", at=0
+)
 _GLM_SPARSE = (
     _types(constant(INDEXED)),
     _INDEXER_TYPES,
-    SHARED_INDEXERS,
-    SHARED_LATENTS,
-    SHARED_SOURCES,
-    SPARSE_LIST,
-    needs_type(
-        "indexer_types", "full", "the first layer that stays shares an indexer with none", at=0
-    ),
+    shared_indexers(index_sharing),
+    _FIRST_HAS_INDEXER,
 )
+_HY_INDEXERS = where(lambda layer, _: layer == 0 or layer % 4 == 1, "full", "shared")
 _HY_V4 = (
     _types(constant(INDEXED)),
-    PerLayerList(
-        "indexer_types",
-        default=where(lambda layer, _: layer == 0 or layer % 4 == 1, "full", "shared"),
-    ),
-    *_GLM_SPARSE[2:],
+    PerLayerList("indexer_types", _HY_INDEXERS),
+    shared_indexers(_HY_INDEXERS),
+    _FIRST_HAS_INDEXER,
     _experts(),
 )
 _MUSE = (
@@ -245,7 +242,13 @@ TEXT_MODELS: dict[str, Architecture] = {
             ),
         )
     ),
-    "beam": Architecture(fields=(DependsOnIndex("each layer weighs its residual by its index"),)),
+    "beam": Architecture(
+        fields=(
+            _types(where(lambda layer, layers: layer % 6 == 5 or layer == layers - 1)),
+            _experts(None, 3),
+            DependsOnIndex("each layer weighs its residual by its index"),
+        )
+    ),
     "biogpt": Architecture(stacks=("biogpt.layers",)),
     "blt": Architecture(stacks=("model.global_transformer.layers",), decoder="global_config"),
     "cohere2": Architecture(fields=(_SLIDING_PATTERN,)),

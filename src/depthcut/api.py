@@ -178,12 +178,13 @@ def slice(
         _refuse_given(given, {"other-model"}, "a GGUF file")
         return _slice_gguf(file, plan, out)
     _refuse_given(given, {"shard-bytes", "other-model", "link"}, "a model")
-    folder, kept = locate(model, load), plan.kept_layers
+    folder = locate(model, load)
 
     def prove(made: Path) -> None:
         from depthcut.checkpoint.folder import open_checkpoint
         from depthcut.model.verification import check_build
 
+        kept = plan.kept_layers
         check_build(made, folder, kept, trust_remote_code=load.trust_remote_code)
         for assumed in open_checkpoint(folder).architecture.assumed:
             _log.warning("%s; transformers builds every layer of the result as it was", assumed)

@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
@@ -457,9 +458,9 @@ def read_record(path: Path, kind: type[R]) -> R:
         raise RecordError(f"no file {path}: expected a {kind.__name__.lower()} record") from error
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        name = kind.__name__.lower()
-        raise RecordError(f"{path} is not a {name} of this depthcut: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        name, why = kind.__name__.lower(), " ".join(str(error).split())
+        raise RecordError(f"{path} is not a {name} of this depthcut: {why}") from error
 
 
 def write_record(record: Record, path: Path, *, overwrite: bool = False) -> None:
@@ -477,6 +478,7 @@ def inputs_digest(*parts: str | Settings | Record | Sequence[str]) -> str:
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:32]
 
 
+@cache
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 

@@ -1,6 +1,7 @@
 """Opening checkpoint folders: what is refused, and what identifies a model."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from depthcut.checkpoint.architectures import ARCHITECTURES
+from depthcut.checkpoint.companions import companions
 from depthcut.checkpoint.folder import model_facts, open_checkpoint
 from depthcut.errors import ArchitectureError, CheckpointError
 from tests.tiny import TINY_TYPES, build_tiny, save_tiny
@@ -231,3 +233,117 @@ def test_a_model_type_that_is_not_supported(single: Path) -> None:
     edit(single / "config.json", lambda config: config.update(changes))
     with pytest.raises(ArchitectureError, match=r"'qwen9' is not in depthcut's table \(did you"):
         model_facts(open_checkpoint(single), source="x")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b'{"a":' * 200 + b"1" + b"}" * 200, id="deep"),
+        pytest.param(b'{"a": "\\ud800"}', id="half a character"),
+        pytest.param(b'{"a": ' + b"9" * 100_000 + b"}", id="a number of 100,000 digits"),
+    ],
+)
+def test_config_that_cannot_be_written_again(single: Path, content: bytes) -> None:
+    (single / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"is not JSON|nested more than 100 deep"):
+        open_checkpoint(single)
+
+
+@pytest.mark.parametrize("layers", [10**12, 2**31 - 1])
+def test_an_absurd_number_of_layers_takes_no_memory(single: Path, layers: int) -> None:
+    edit(single / "config.json", lambda config: config.update(num_hidden_layers=layers))
+    with pytest.raises(CheckpointError, match=rf"{layers}"):
+        model_facts(open_checkpoint(single), source="x")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\nb", "a\x1b[31mb"])
+def test_an_index_with_a_name_that_no_file_has(sharded: Path, name: str) -> None:
+    edit(sharded / INDEX, lambda index: index["weight_map"].update(x=name))
+    with pytest.raises(CheckpointError, match="no file of its folder: refused"):
+        open_checkpoint(sharded)
+
+
+# --- links -------------------------------------------------------------------------------------
+
+
+def moved_out(file: Path, place: Path) -> Path:
+    place.mkdir(exist_ok=True)
+    file.rename(place / file.name)
+    file.symlink_to(place / file.name)
+    return place / file.name
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "README.md"])
+def test_a_link_out_of_the_folder_is_refused(single: Path, tmp_path: Path, name: str) -> None:
+    (single / "README.md").write_text("# A model")
+    real = moved_out(single / name, tmp_path / "elsewhere")
+    with pytest.raises(
+        CheckpointError,
+        match=rf"{name} is a link to {real}, outside of its folder: refused; give the folder that",
+    ):
+        open_checkpoint(single)
+
+
+@pytest.mark.parametrize("which", [INDEX, "shard"])
+def test_a_link_of_a_shard_or_index_is_refused(sharded: Path, tmp_path: Path, which: str) -> None:
+    file = sharded / which if which == INDEX else min(sharded.glob("*.safetensors"))
+    moved_out(file, tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="outside of its folder: refused"):
+        open_checkpoint(sharded)
+
+
+def test_companions_that_are_links_out_of_the_folder_are_refused(
+    single: Path, tmp_path: Path
+) -> None:
+    assert list(companions(single, {}))
+    moved_out(single / "tokenizer.json", tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is a link to"):
+        list(companions(single, {}))
+
+
+def test_a_folder_of_companions_that_is_a_link_is_refused(single: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "passwd").write_text("x")
+    (single / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="passwd is a link to"):
+        list(companions(single, {}))
+
+
+def test_links_within_the_folder_and_to_the_folder_are_followed(
+    single: Path, tmp_path: Path
+) -> None:
+    before = digest(single)
+    (single / "model.safetensors").rename(single / "weights")
+    (single / "model.safetensors").symlink_to("weights")
+    (tmp_path / "link").symlink_to(single)
+    assert digest(tmp_path / "link") == before
+
+
+def test_the_cache_of_hub_snapshots_is_followed(single: Path, tmp_path: Path) -> None:
+    before, home = digest(single), tmp_path / "models--x--y"
+    (home / "snapshots" / "0123").mkdir(parents=True)
+    (home / "blobs").mkdir()
+    for number, file in enumerate(single.iterdir()):
+        shutil.copy(file, home / "blobs" / str(number))
+        (home / "snapshots" / "0123" / file.name).symlink_to(f"../../blobs/{number}")
+    assert digest(home / "snapshots" / "0123") == before
+    (home / "blobs" / "secret").symlink_to(tmp_path)
+    (home / "snapshots" / "0123" / "README.md").symlink_to("../../blobs/secret/x")
+    with pytest.raises(CheckpointError, match="outside of its folder"):
+        digest(home / "snapshots" / "0123")
+
+
+def test_what_is_no_file_is_as_good_as_missing(single: Path) -> None:
+    for name, message in (("model.safetensors", "no weights"), ("config.json", "no config")):
+        (single / name).unlink()
+        os.mkfifo(single / name)
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(single)
+    (single / "config.json").unlink()
+    (single / "config.json").mkdir()
+    with pytest.raises(CheckpointError, match="no config"):
+        open_checkpoint(single)
+    (single / "config.json").rmdir()
+    (single / "config.json").symlink_to("config.json")
+    with pytest.raises(CheckpointError, match="no config"):
+        open_checkpoint(single)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from depthcut.checkpoint.architectures import ARCHITECTURES
-from depthcut.checkpoint.folder import Checkpoint, read_object
+from depthcut.checkpoint.folder import Checkpoint, read_object, refuse_outside
 from depthcut.checkpoint.headers import read_header
 from depthcut.checkpoint.names import OTHER_TOWERS, LayerNames
 from depthcut.errors import ArchitectureError, CheckpointError, PlanError
@@ -78,9 +78,11 @@ def open_adapter(folder: Path) -> Checkpoint:
         CheckpointError: No weights as safetensors, a damaged header, or a config that is none.
         ArchitectureError: A method that cannot be cut by layers.
     """
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "README.md"):
+        refuse_outside(folder / name, folder)
     config = read_object(folder / ADAPTER_CONFIG)
     method = config.get("peft_type")
-    if method not in TUNERS:
+    if not isinstance(method, str) or method not in TUNERS:
         raise ArchitectureError(
             f"{folder / ADAPTER_CONFIG}: adapters of peft_type {method!r} cannot be cut with their "
             f"base, only {', '.join(sorted(TUNERS))}; merge it into the base and cut the result"

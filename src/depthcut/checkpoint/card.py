@@ -19,6 +19,9 @@ _KEPT_KEYS = (
 )
 """What the parent's front matter says that is still true; its results are not."""
 
+_LONGEST_FRONT = 1 << 18
+"""Characters: longer front matter is not read."""
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -43,7 +46,7 @@ def slice_card(parent: Path, plan: Plan, result: ModelFacts, *, name: str, versi
 
 def _body(plan: Plan, result: ModelFacts, *, name: str, version: str) -> str:
     before = plan.model
-    share = 1 - result.parameters / before.parameters
+    share = 1 - result.parameters / before.parameters if before.parameters else 0.0
     than = "fewer" if share >= 0 else "more"
     return f"""\
 # {name}
@@ -96,7 +99,8 @@ def kept_front(card: Path | None, *, tags: tuple[str, ...]) -> dict[str, object]
         card: The parent's README.md; it may be missing.
         tags: Added to the parent's own.
     """
-    front = _parent_front(card) if card is not None else {}
+    # What is no file may never end.
+    front = _parent_front(card) if card is not None and card.is_file() else {}
     kept: dict[str, object] = {key: front[key] for key in _KEPT_KEYS if key in front}
     kept.setdefault("library_name", "transformers")
     kept.setdefault("pipeline_tag", "text-generation")
@@ -113,16 +117,22 @@ def _is_hub_name(source: str) -> bool:
 def _parent_front(card: Path) -> dict[str, object]:
     """The YAML between the first two lines of dashes; {} where there is none to be read."""
     try:
-        text = card.read_text(encoding="utf-8")
+        with card.open(encoding="utf-8") as stream:
+            text = stream.read(_LONGEST_FRONT)
     except (OSError, ValueError):
         return {}
-    match = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
+    match = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", text, re.DOTALL)
     if match is None:
         return {}
     import yaml  # takes as long to import as a small checkpoint to slice
 
     try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(match[1])):
+            return {}  # a few lines of references make gigabytes
         front = json.loads(json.dumps(yaml.safe_load(match[1]), default=str))
-    except (ValueError, TypeError, RecursionError, yaml.YAMLError):
+        json.dumps(front, ensure_ascii=False).encode()
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError):
+        return {}  # the parser's own ways to stumble over tags and numbers
+    except yaml.YAMLError:
         return {}
     return front if isinstance(front, dict) else {}

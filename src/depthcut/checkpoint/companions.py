@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from depthcut.checkpoint.copying import copy_file
-from depthcut.checkpoint.folder import read_object
+from depthcut.checkpoint.folder import read_object, refuse_outside
 from depthcut.checkpoint.names import ModuleNames
 
 _REPLACED = frozenset({"config.json", "README.md", "plan.json", "depthcut.json"})
@@ -67,13 +67,19 @@ _CARRIED_FOLDERS = ("additional_chat_templates",)
 
 def companions(folder: Path, config: Mapping[str, object]) -> Iterator[Path]:
     """The files that hold for any cut, as paths relative to `folder`: tokenizer, chat templates,
-    generation config, licence; Python code only where the config asks for it."""
+    generation config, licence; Python code only where the config asks for it.
+
+    Raises:
+        CheckpointError: One is a link out of the folder.
+    """
     for path in sorted(folder.iterdir()):
         if path.is_file() and _holds(path.name, code="auto_map" in config):
+            refuse_outside(path, folder)
             yield Path(path.name)
     for name in _CARRIED_FOLDERS:
         for path in sorted((folder / name).glob("*")):
             if path.is_file() and _holds(path.name, code=False):
+                refuse_outside(path, folder)
                 yield Path(name, path.name)
 
 

@@ -29,6 +29,10 @@ _NOT_PER_LAYER = frozenset(
     }
 )
 """Lists of a config that may happen to be as long as the stack."""
+_LARGEST_NUMBER = 1 << 31
+"""Of layers or of a width: more is no model."""
+_FARTHEST_REMOVAL = 100
+"""Blocks that are tried on the way to one whose removal works."""
 _OF_OTHER_LAYERS = ("mtp_", "vision_", "audio_", "encoder_", "deepstack_")
 
 
@@ -174,13 +178,15 @@ def _cut(config: Config, architecture: Architecture, cut: Cut) -> dict[str, obje
     decoder = {key: value for key, value in after.items() if key != AROUND}
     around = after[AROUND]
     assert isinstance(around, dict)
-    result = {**around, architecture.decoder: decoder} if nested else decoder
     names = ModuleNames(architecture.stacks, cut)
-    result = {key: names.renumbered(value) for key, value in result.items()}
-    if nested:
-        result[architecture.decoder] = _counted(result[architecture.decoder], architecture, cut)
-        return result
-    return _counted(result, architecture, cut)
+    done = {key.partition(".")[0] for field in fields for key in field.keys}
+    decoder = {k: v if k in done else names.renumbered(v) for k, v in decoder.items()}
+    decoder = _counted(decoder, architecture, cut)
+    if not nested:
+        return decoder
+    return {
+        k: decoder if k == architecture.decoder else names.renumbered(v) for k, v in around.items()
+    }
 
 
 def _filled(config: Config, fields: Sequence[Field], layers: int) -> Config:
@@ -216,7 +222,9 @@ def _number(config: Config, keys: Sequence[str]) -> int | None:
     values = {key: config[key] for key in keys if key in config}
     if not values:
         return None
-    numbers = {value for value in values.values() if type(value) is int and value > 0}
+    numbers = {
+        value for value in values.values() if type(value) is int and 0 < value < _LARGEST_NUMBER
+    }
     if len(numbers) != 1 or len(set(map(str, values.values()))) != 1:
         found = ", ".join(f"{key} {value!r}" for key, value in values.items())
         raise CheckpointError(
@@ -229,7 +237,8 @@ def _nearby(config: Config, architecture: Architecture, cut: Cut) -> str:
     gone = sorted(set(range(cut.layers)) - set(cut.kept))
     if not gone:
         return ""
-    starts = range(cut.layers - len(gone) + 1)
+    first, last = gone[0] - _FARTHEST_REMOVAL, gone[0] + _FARTHEST_REMOVAL
+    starts = range(max(first, 0), min(last, cut.layers - len(gone)) + 1)
     for start in sorted(starts, key=lambda start: (abs(start - gone[0]), start)):
         stop = start + len(gone)
         kept = (*range(start), *range(stop, cut.layers))

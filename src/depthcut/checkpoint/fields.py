@@ -78,16 +78,23 @@ def cut_field(field: Field, config: Config, current: Config, cut: Cut) -> Config
     Raises:
         ArchitectureError: The field cannot be read, or cannot say this cut.
     """
-    before = field.read(config, cut.layers)
-    if before is None:
-        return current
-    wanted = [_carried(before[old], new, cut, field) for new, old in enumerate(cut.kept)]
-    for offer in field.write(current, wanted):
-        try:
-            if field.read(offer, len(wanted)) == wanted:
-                return offer
-        except ArchitectureError:
-            continue
+    try:
+        before = field.read(config, cut.layers)
+        if before is None:
+            return current
+        wanted = [_carried(before[old], new, cut, field) for new, old in enumerate(cut.kept)]
+        for offer in field.write(current, wanted):
+            try:
+                if field.read(offer, len(wanted)) == wanted:
+                    return offer
+            except ArchitectureError:
+                continue
+    except (TypeError, LookupError, ArithmeticError) as error:
+        # Rules read lists and numbers as config classes do, which would stumble over these too.
+        raise ArchitectureError(
+            f"config.json: {' and '.join(field.keys) or 'what it says of the layers'} cannot be "
+            f"understood ({error}); correct it"
+        ) from error
     raise ArchitectureError(
         f"config.json cannot say this cut: {' and '.join(field.keys)} would have to give "
         f"{short(wanted)} for the layers that stay"

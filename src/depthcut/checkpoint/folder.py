@@ -53,6 +53,8 @@ _PREDICTS = ("eh_proj.", "enorm.", "hnorm.", "shared_head.")
 """Tensors of layers behind the stack that predict further tokens."""
 _DIGEST_BYTES = 4096
 """Of each tensor."""
+_MOST_NESTED = 100
+"""Objects and lists within each other, in JSON."""
 
 
 @dataclass(frozen=True)
@@ -152,15 +154,45 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder} has no config.json: a folder as save_pretrained writes it is needed"
         )
+    for name in ("config.json", "README.md"):
+        refuse_outside(folder / name, folder)
     config = read_object(folder / "config.json")
     weights = _weights_file(folder, config)
+    refuse_outside(weights, folder)
     if not weights.name.endswith(".index.json"):
         return Checkpoint(folder, config, (read_header(weights),), None)
     index = read_object(weights)
     shard_of = _weight_map(weights, index)
-    shards = tuple(read_header(folder / name) for name in sorted(set(shard_of.values())))
+    files = [folder / name for name in sorted(set(shard_of.values()))]
+    for file in files:
+        refuse_outside(file, folder)
+    shards = tuple(map(read_header, files))
     _check_index(weights, shard_of, shards)
     return Checkpoint(folder, config, shards, index)
+
+
+def refuse_outside(file: Path, folder: Path) -> None:
+    """Raise CheckpointError if a file of a folder is a link to something outside of it.
+
+    The cache of hub snapshots is made of links from snapshots/COMMIT/NAME to blobs/HASH beside
+    it; these are as good as files.
+    """
+    relative = file.relative_to(folder)
+    parts = (relative, *relative.parents[:-1])
+    if not any((folder / part).is_symlink() for part in parts):
+        return
+    try:
+        real, home = file.resolve(), folder.resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise CheckpointError(f"cannot read {file}: {error}") from error
+    places = [home]
+    if home.parent.name == "snapshots":
+        places.append(home.parent.parent / "blobs")
+    if not any(real.is_relative_to(place) for place in places):
+        raise CheckpointError(
+            f"{file} is a link to {real}, outside of its folder: refused; give the folder that it "
+            "points to, or copy the file"
+        )
 
 
 def model_facts(checkpoint: Checkpoint, *, source: str) -> ModelFacts:
@@ -183,18 +215,16 @@ def model_facts(checkpoint: Checkpoint, *, source: str) -> ModelFacts:
     names = LayerNames(architecture.stacks)
     layers = checkpoint.layers
     extra = checkpoint.extra_layers
-    layer_parameters = [0] * layers
-    found = set()
+    by_layer: Counter[int] = Counter()
     other_parameters = 0
     for entry in checkpoint.tensors.values():
         layer = names.layer(entry.name)
         if layer is None or layer in extra:
             other_parameters += entry.elements
-            continue
-        found.add(layer)
-        if layer < layers and names.tail(entry.name) not in _BUFFERS:
-            layer_parameters[layer] += entry.elements
-    if found != set(range(layers)):
+        else:
+            by_layer[layer] += 0 if names.tail(entry.name) in _BUFFERS else entry.elements
+    found = by_layer.keys()
+    if len(found) != layers or max(found) >= layers:  # before anything as long as `layers` is made
         raise CheckpointError(
             f"{checkpoint.folder}: config.json speaks of {layers} layers, the weights hold "
             f"{len(found)} under {architecture.stacks[0]}; get config and weights that belong "
@@ -207,7 +237,7 @@ def model_facts(checkpoint: Checkpoint, *, source: str) -> ModelFacts:
         layers=layers,
         hidden_size=_width(checkpoint),
         dtype=_dtype(checkpoint),
-        layer_parameters=tuple(layer_parameters),
+        layer_parameters=tuple(by_layer[layer] for layer in range(layers)),
         other_parameters=other_parameters,
         weight_bytes=checkpoint.weight_bytes,
     )
@@ -217,17 +247,33 @@ def read_object(file: Path) -> dict[str, object]:
     """The JSON object in a file.
 
     Raises:
-        CheckpointError: The file cannot be read or holds something else.
+        CheckpointError: The file cannot be read or holds something else, text that no file can
+            hold, or more lists in lists than can be walked.
     """
     try:
-        value = json.loads(file.read_bytes().decode())
+        text = file.read_bytes().decode()
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # not half a character
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not JSON in UTF-8 ({error}); correct it") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file} must hold a JSON object, found {type(value).__name__}")
+    if _is_deeper(value, _MOST_NESTED):
+        raise CheckpointError(
+            f"{file} has objects or lists nested more than {_MOST_NESTED} deep; correct it"
+        )
     return value
+
+
+def _is_deeper(value: object, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        containers = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [e for entries in containers for e in entries if isinstance(e, dict | list)]  # type: ignore[attr-defined]
+    return bool(level)
 
 
 def _weights_file(folder: Path, config: Mapping[str, object]) -> Path:
@@ -263,9 +309,9 @@ def _weights_file(folder: Path, config: Mapping[str, object]) -> Path:
 
 
 def _plain_name(name: str) -> bool:
-    """Whether a name stays in its folder. A link of that name may point elsewhere, as in a cache
-    of hub snapshots."""
-    return bool(name) and name not in {".", ".."} and not set(name) & set("/\\\0")
+    """Whether a name stays in its folder; for links see `refuse_outside`."""
+    named = name.isprintable() and name not in {"", ".", ".."} and len(name.encode()) < 256
+    return named and not set(name) & set("/\\")
 
 
 def _weight_map(file: Path, index: Mapping[str, object]) -> dict[str, str]:

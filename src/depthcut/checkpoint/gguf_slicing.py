@@ -41,6 +41,8 @@ _BUFFERS = re.compile(r"(?:.+\.)?(?:rope_freqs|rope_factors_(?:long|short)|attn_
 _DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _DIGEST_BYTES = 4096
 """Of each tensor."""
+_FARTHEST_REMOVAL = 100
+"""Blocks that are tried on the way to one whose removal works."""
 _PROGRESS_BYTES = 1 << 30
 """From this size on a copy may take seconds."""
 
@@ -238,7 +240,8 @@ def _nearby(model: _Model, kept: tuple[int, ...]) -> str:
     gone = sorted(set(range(model.layers)) - set(kept))
     if not gone:
         return ""
-    starts = range(model.layers - len(gone) + 1)
+    first, last = gone[0] - _FARTHEST_REMOVAL, gone[0] + _FARTHEST_REMOVAL
+    starts = range(max(first, 0), min(last, model.layers - len(gone)) + 1)
     for start in sorted(starts, key=lambda start: (abs(start - gone[0]), start)):
         stop = start + len(gone)
         left = (*range(start), *range(stop, model.layers))

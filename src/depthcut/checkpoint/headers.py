@@ -219,7 +219,10 @@ def _size_bytes(dtype: str, shape: list[int]) -> int | None:
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "lists in lists"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

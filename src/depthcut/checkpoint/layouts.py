@@ -123,7 +123,12 @@ def _runs(config: Config, layers: int) -> Values | None:
     if runs is None:
         return None
     try:
-        kinds = [kind for pattern, times in runs for _ in range(times) for kind in pattern]  # type: ignore[attr-defined]
+        kinds = [
+            kind
+            for pattern, times in runs  # type: ignore[attr-defined]
+            for _ in range(min(times, layers + 1))
+            for kind in pattern
+        ]
     except (TypeError, ValueError):
         kinds = []
     if len(kinds) != layers:

@@ -19,6 +19,8 @@ _INDEX = (
 """A number, or an expression for some: `3`, `[0-3]`, `(?:[0-9]|1[0-7])`, `\\d+`; or `{i}`."""
 _LONGEST_INDEX = 400
 """Longer expressions are not tried, nor those with many repetitions: they may take for ever."""
+_LONGEST_NAME = 2000
+"""Of a module, or a pattern of one: how long it is looked at goes with the square."""
 
 
 class LayerNames:
@@ -69,6 +71,8 @@ class ModuleNames:
             rf"(?P<list>{'|'.join(self._lists)})\\?\.(?P<index>{_INDEX})"
         )
 
+        self._number = re.compile(rf"(?:{'|'.join(self._lists)}|\*)\\?\.[0-9\\(\[{{]")
+
     def renumbered(self, value: object) -> object:
         """A config's value where names of modules fit the layers that stay.
 
@@ -98,6 +102,11 @@ class ModuleNames:
 
     def _names(self, text: str) -> Iterator[str]:
         """The text for each new layer that it speaks of; itself where it speaks of none."""
+        if len(text) > _LONGEST_NAME:
+            if self._number.search(text):
+                raise _cannot(text)
+            yield text
+            return
         found = self._place.search(text)
         if found is None:
             yield from self._numbered_alone(text)

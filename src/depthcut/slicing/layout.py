@@ -25,6 +25,11 @@ def check_plan(plan: Plan, facts: ModelFacts, source: str, *, other_model: bool 
         PlanError: The plan is for another model, names layers that are not there or other
             models' layers, or keeps all or none.
     """
+    if len(plan.model.layer_parameters) != plan.model.layers:
+        raise PlanError(
+            f"the plan gives {plan.model.source} {plan.model.layers} layers and the parameters of "
+            f"{len(plan.model.layer_parameters)}: the plan was changed; make it again"
+        )
     if other_model:
         if (plan.model.layers, plan.model.hidden_size) != (facts.layers, facts.hidden_size):
             raise PlanError(
@@ -32,7 +37,14 @@ def check_plan(plan: Plan, facts: ModelFacts, source: str, *, other_model: bool 
                 f"{plan.model.hidden_size}), {source} has {facts.layers} of width "
                 f"{facts.hidden_size}: make a plan for it"
             )
-    elif plan.model.digest != facts.digest:
+    elif plan.model.digest == facts.digest:
+        if (plan.model.layers, plan.model.parameters) != (facts.layers, facts.parameters):
+            raise PlanError(
+                f"the plan gives {source} {plan.model.layers} layers and "
+                f"{plan.model.parameters:,} parameters, it has {facts.layers} and "
+                f"{facts.parameters:,}: the plan was changed; make it again"
+            )
+    else:
         raise PlanError(
             f"the plan was made for {plan.model.source} (digest {plan.model.digest[:12]}, "
             f"{plan.model.layers} layers), {source} is another model (digest {facts.digest[:12]}, "

@@ -265,3 +265,9 @@ def test_readers_see_the_old_or_the_new_file_never_a_part(tmp_path: Path) -> Non
         time.sleep(0.001)
     assert process.returncode == 0
     assert seen <= set(contents)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / os.fsdecode(b"\xff")
+    with pytest.raises(OutputError, match=r"is not UTF-8: choose another --out"):
+        files.refuse_existing(out)

@@ -128,7 +128,11 @@ def discard(path: Path) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise OutputError if there is anything at `path`."""
+    """Raise OutputError if there is anything at `path`, or if no record can name it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(f"{str(path)!r} is not UTF-8: choose another --out") from error
     if os.path.lexists(path):
         raise OutputError(f"{path} exists already: choose another --out, or remove it first")
 

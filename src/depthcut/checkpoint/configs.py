@@ -212,7 +212,7 @@ def _refuse_unknown_lists(config: Config, fields: Sequence[Field], cut: Cut) -> 
             continue
         if not key.startswith(_OF_OTHER_LAYERS):
             raise ArchitectureError(
-                f"config.json: the list {key} has as many entries as there are layers "
+                f"config.json: the list {key!r} has as many entries as there are layers "
                 f"({cut.layers}), and depthcut does not know whether it speaks of them; "
                 "remove it from config.json if the model does not need it"
             )

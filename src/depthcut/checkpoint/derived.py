@@ -98,6 +98,8 @@ def _lists(names: Iterable[str]) -> Mapping[str, int]:
 
 def _fields(config: Config, layers: int) -> Iterator[Field]:
     for key, value in config.items():
+        if not key.isprintable():
+            continue
         if isinstance(value, list) and len(value) == layers and not key.endswith("_token_id"):
             yield PerLayerList(key)
         elif isinstance(value, dict) and value and all(_is_layer(name, layers) for name in value):

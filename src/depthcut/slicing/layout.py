@@ -25,6 +25,9 @@ def check_plan(plan: Plan, facts: ModelFacts, source: str, *, other_model: bool 
         PlanError: The plan is for another model, names layers that are not there or other
             models' layers, or keeps all or none.
     """
+    named = (plan.model.source, *(each.model or "" for each in plan.slices))
+    if unreadable := next((name for name in named if not name.isprintable()), None):
+        raise PlanError(f"the plan names a model {unreadable!r}: it must be text of one line")
     if len(plan.model.layer_parameters) != plan.model.layers:
         raise PlanError(
             f"the plan gives {plan.model.source} {plan.model.layers} layers and the parameters of "

@@ -32,6 +32,7 @@ def depthcut(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     "arguments",
     [
         ["--help"],
+        ["inspect", "--help"],
         ["plan", "--help"],
         ["slice", "--help"],
         ["verify", "--help"],

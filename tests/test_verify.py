@@ -116,6 +116,14 @@ def test_a_cut_by_the_plan_of_another_model_is_proved_when_asked(
     assert verify_slice(tmp_path / "cut", copy, other_model=True).parent.dtype == "bfloat16"
 
 
+def test_layers_that_predict_further_tokens_may_be_missing(tmp_path: Path) -> None:
+    parent = save_tiny(build_tiny("llama", num_nextn_predict_layers=1), tmp_path / "parent")
+    extra = {"model.layers.6.eh_proj.weight": torch.ones(2, 2)}
+    edit_weights(parent, lambda weights: weights.update(extra))
+    slice_checkpoint(parent, plan_without(parent, (2,)), tmp_path / "cut")
+    assert verify_slice(tmp_path / "cut", parent).result.layers == 5
+
+
 # --- what is wrong ------------------------------------------------------------------------------
 
 

@@ -9,12 +9,13 @@ Importing it is light: torch and transformers are loaded when a stage first need
 """
 
 from depthcut import errors
-from depthcut.api import evaluate, generate, heal, plan, report, slice, survey, verify
+from depthcut.api import evaluate, generate, heal, inspect, plan, report, slice, survey, verify
 from depthcut.errors import DepthcutError
 from depthcut.pipeline import run
 from depthcut.records import (
     Evaluation,
     HealRecord,
+    Inspection,
     Plan,
     SliceRecord,
     Survey,
@@ -38,6 +39,7 @@ __all__ = [
     "Evaluation",
     "HealRecord",
     "HealSettings",
+    "Inspection",
     "LoadSettings",
     "Plan",
     "PlanSettings",
@@ -51,6 +53,7 @@ __all__ = [
     "evaluate",
     "generate",
     "heal",
+    "inspect",
     "plan",
     "read_record",
     "report",

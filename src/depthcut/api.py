@@ -18,6 +18,7 @@ from depthcut.errors import ArchitectureError, SettingsError, SourceError
 from depthcut.records import (
     Evaluation,
     HealRecord,
+    Inspection,
     ModelFacts,
     Origin,
     Plan,
@@ -244,6 +245,25 @@ def verify(
         check_build(folder, parent, plan.kept_layers, trust_remote_code=trusted)
         record = msgspec.structs.replace(record, loads=True)
     return record
+
+
+def inspect(model: str | Path, *, load: LoadSettings | None = None) -> Inspection:
+    """What depthcut sees in a model and what of it cannot be cut; reads no weights.
+
+    Args:
+        model: A source: smollm2, a folder, a hub id, a .gguf file.
+        load: Revision of a hub model.
+
+    Raises:
+        DepthcutError: One of its kinds, see `depthcut.errors`.
+    """
+    from depthcut.model.sources import EMBEDDED, gguf_file, locate
+    from depthcut.slicing import inspect_checkpoint, inspect_gguf
+
+    file = None if model == EMBEDDED else gguf_file(model)
+    if file is not None:
+        return inspect_gguf(file, source=str(model))
+    return inspect_checkpoint(locate(model, load or LoadSettings()), source=str(model))
 
 
 def heal(

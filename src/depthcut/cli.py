@@ -111,6 +111,23 @@ def plan(
         show(f"next: depthcut slice {record.model.source} {out} --out pruned")
 
 
+def inspect(model: Model, *, revision: str | None = None, common: Common = COMMON) -> None:
+    """Show what depthcut sees in a model: its layers, what its config says of them, what must stay.
+
+    Args:
+        model: smollm2, a local folder, a hub id, or a .gguf file.
+        revision: Branch, tag or commit of a hub model.
+    """
+    from depthcut import api
+
+    _use_token(common.token)
+    record = api.inspect(model, load=LoadSettings(revision=revision))
+    if not _print_json(record, common):
+        from depthcut.reporting.terminal import inspection_tables, show
+
+        show(inspection_tables(record))
+
+
 def slice_(
     model: Model,
     plan: Annotated[Path, Positional, arg(metavar="PLAN")],
@@ -345,6 +362,7 @@ def recipe() -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "survey": survey,
+    "inspect": inspect,
     "plan": plan,
     "slice": slice_,
     "verify": verify,

@@ -294,6 +294,67 @@ class Verification(Record, frozen=True, kw_only=True):
     layer as it was in the parent."""
 
 
+class LayerGroup(Record, frozen=True, kw_only=True):
+    """Neighbouring layers of the same tensors."""
+
+    start: int
+    stop: int
+    tensors: int
+    """Of each layer."""
+    parameters: int
+    """Of each layer."""
+    size_bytes: int
+    """Of each layer."""
+    modules: tuple[str, ...]
+    """What a layer is made of, at the top."""
+
+
+class FieldValues(Record, frozen=True, kw_only=True):
+    """What a config says of the layers, in one field."""
+
+    keys: tuple[str, ...]
+    runs: tuple[tuple[int, int, str], ...]
+    """Layers [start, stop) and the value that they have."""
+
+
+class Refusal(Record, frozen=True, kw_only=True):
+    """Layers that cannot be removed one by one, and why."""
+
+    layers: tuple[Block, ...]
+    reason: str
+    """Of the first of them."""
+
+
+class Inspection(Record, frozen=True, kw_only=True):
+    """What depthcut sees in a model without reading weights."""
+
+    kind: Literal["inspection"] = "inspection"
+    model: ModelFacts
+    form: Literal["safetensors", "GGUF"]
+    files: int
+    assumed: tuple[str, ...]
+    """What was derived of a model type that the table lacks, in sentences."""
+    stacks: tuple[str, ...]
+    """Where the layers lie in the names of tensors."""
+    layers: tuple[LayerGroup, ...]
+    other_tensors: int
+    other_bytes: int
+    fields: tuple[FieldValues, ...]
+    refusals: tuple[Refusal, ...]
+    head: Literal["own", "tied", "none"]
+    """Whether the head has a tensor of its own; tied: it shares the embeddings'."""
+    dtypes: tuple[tuple[str, int], ...]
+    """By the bytes that they take, most first."""
+    quantization: str | None
+    """Method, as the config names it."""
+    prediction_layers: int
+    """Behind the stack, for further tokens."""
+    sliced: tuple[str, ...]
+    """Tensors outside the stack with a part for each layer."""
+    code: tuple[str, ...]
+    """Python files that the config asks for."""
+
+
 class HealRecord(Record, frozen=True, kw_only=True):
     """Lies in a healed checkpoint as depthcut.json."""
 

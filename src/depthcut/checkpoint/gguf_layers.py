@@ -76,6 +76,11 @@ def layer_counts(config: Config, name: str) -> tuple[int, int]:
     return layers - extra, extra
 
 
+def gguf_fields_of(name: str) -> tuple[Field, ...]:
+    """What the metadata of a known architecture may say of its layers."""
+    return (*_EVERYWHERE, *GGUF_FIELDS[name])
+
+
 def cut_metadata(config: Config, name: str, cut: Cut) -> dict[str, object]:
     """The config of the model that is left with the layers of `cut`, all of them the decoder's.
 
@@ -84,7 +89,7 @@ def cut_metadata(config: Config, name: str, cut: Cut) -> dict[str, object]:
     """
     layers, extra = layer_counts(config, name)
     every = Cut(layers + extra, (*cut.kept, *range(layers, layers + extra)))
-    fields = (*_EVERYWHERE, *GGUF_FIELDS[name])
+    fields = gguf_fields_of(name)
     _refuse_unknown(config, name, fields)
     result = config
     for field in fields:

@@ -71,8 +71,8 @@ def slice_gguf(
     refuse_existing(out)
     gguf = read_gguf(file)
     before = _states(gguf)
-    model = _model(gguf)
-    changes = _changes(model, tuple(kept))
+    model = gguf_model(gguf)
+    changes = cut_changes(model, tuple(kept))
     tensors = list(_kept_tensors(model, kept))
     entries = _entries(gguf, changes, added or {})
     infos = ((t.name, t.tensor.shape, t.tensor.type, t.tensor.size_bytes) for t in tensors)
@@ -102,7 +102,7 @@ def gguf_facts(file: Path, *, source: str) -> ModelFacts:
         CheckpointError: The file is damaged, or metadata and tensors disagree.
         ArchitectureError: Its architecture is unknown or has no layers to cut.
     """
-    model = _model(read_gguf(file))
+    model = gguf_model(read_gguf(file))
     layer_parameters = [0] * model.layers
     other_parameters = 0
     types: Counter[str] = Counter()
@@ -135,7 +135,7 @@ def gguf_facts(file: Path, *, source: str) -> ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Model:
+class GgufModel:
     """A file with what its metadata says of layers."""
 
     gguf: Gguf
@@ -154,7 +154,13 @@ class _Kept:
     tensor: GgufTensor
 
 
-def _model(gguf: Gguf) -> _Model:
+def gguf_model(gguf: Gguf) -> GgufModel:
+    """What the metadata says of layers, checked against the tensors.
+
+    Raises:
+        CheckpointError: They disagree.
+        ArchitectureError: The architecture is unknown or has no layers to cut.
+    """
     entry = gguf.metadata.get("general.architecture")
     if entry is None or not isinstance(entry.value, str) or entry.is_array:
         raise CheckpointError(
@@ -183,7 +189,7 @@ def _model(gguf: Gguf) -> _Model:
                 f"{gguf.file} has the tensor {tensor.name[:80]!r}, which seems to belong to a list "
                 f"of layers other than blk; depthcut does not know such a {name}"
             )
-    return _Model(gguf, name, config, keys, layers, extra)
+    return GgufModel(gguf, name, config, keys, layers, extra)
 
 
 def _config(gguf: Gguf, name: str) -> tuple[dict[str, object], dict[str, str]]:
@@ -209,8 +215,13 @@ def _number(gguf: Gguf, key: str) -> int:
     return entry.value if entry is not None and type(entry.value) is int else 0
 
 
-def _changes(model: _Model, kept: tuple[int, ...]) -> dict[str, Value]:
-    """The metadata that gets another value, by its key."""
+def cut_changes(model: GgufModel, kept: tuple[int, ...]) -> dict[str, Value]:
+    """The metadata that gets another value with the layers `kept`, by its key.
+
+    Raises:
+        ArchitectureError: It cannot say this cut.
+        PlanError: `kept` is empty or out of range.
+    """
     layers = model.layers
     if not kept or not all(type(layer) is int and 0 <= layer < layers for layer in kept):
         raise PlanError(
@@ -235,7 +246,7 @@ def _changes(model: _Model, kept: tuple[int, ...]) -> dict[str, Value]:
     return changed
 
 
-def _nearby(model: _Model, kept: tuple[int, ...]) -> str:
+def _nearby(model: GgufModel, kept: tuple[int, ...]) -> str:
     """The block of as many layers next to the removed ones that could go."""
     gone = sorted(set(range(model.layers)) - set(kept))
     if not gone:
@@ -269,7 +280,7 @@ def _layer(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _kept_tensors(model: _Model, kept: Sequence[int]) -> Iterator[_Kept]:
+def _kept_tensors(model: GgufModel, kept: Sequence[int]) -> Iterator[_Kept]:
     """In the source's order, with their new names; repeated layers side by side."""
     places: dict[int, list[int]] = defaultdict(list)
     trailing = range(model.layers, model.layers + model.extra)
@@ -314,7 +325,7 @@ def _copy(target: Path, head: bytes, ranges: Iterator[ByteRange], size_bytes: in
 
 def _check_result(file: Path, tensors: list[_Kept], layers: int) -> None:
     """That the file says what was meant, read as any other."""
-    result = _model(read_gguf(file))
+    result = gguf_model(read_gguf(file))
     found = [(t.name, t.type, t.shape, t.size_bytes) for t in result.gguf.tensors]
     meant = [(t.name, t.tensor.type, t.tensor.shape, t.tensor.size_bytes) for t in tensors]
     if found != meant or result.layers != layers:

@@ -1,14 +1,17 @@
 """Records as tables for a terminal."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from depthcut.records import (
     Estimate,
     Evaluation,
     HealRecord,
+    Inspection,
     Plan,
     Scores,
     SliceRecord,
@@ -25,6 +28,7 @@ from depthcut.reporting.words import (
     estimate,
     score,
     size,
+    span,
     speed,
     verdict,
 )
@@ -53,6 +57,72 @@ def survey_table(survey: Survey) -> RenderableType:
     return Group(head, best)
 
 
+def inspection_tables(record: Inspection) -> RenderableType:
+    """What a model is made of, and what of it must stay."""
+    model = record.model
+    kinds = ", ".join(f"{dtype} {size(taken)}" for dtype, taken in record.dtypes)
+    heads = {
+        "own": "a head of its own",
+        "tied": "the head shares the embeddings' weights",
+        "none": "no head",
+    }
+    facts = [
+        f"{record.form}, {record.files} file{'s' * (record.files > 1)}",
+        f"quantised by {record.quantization}" if record.quantization else "",
+        heads[record.head],
+        f"{record.prediction_layers} layer(s) behind the stack predict further tokens"
+        if record.prediction_layers
+        else "",
+        f"code of its own: {', '.join(record.code)}" if record.code else "",
+    ]
+    lines: list[RenderableType] = [
+        f"{model.source}: {model.model_type}, {model.layers} layers of width {model.hidden_size}, "
+        f"{amount(model.parameters)} parameters, {size(model.weight_bytes)} ({kinds})",
+        "; ".join(filter(None, facts)),
+        *(f"[yellow]assumed:[/yellow] {escape(each)}" for each in record.assumed),
+        _layers_table(record),
+    ]
+    if record.fields:
+        table = Table("field", "says")
+        for field in record.fields:
+            table.add_row(escape("\n".join(field.keys)), escape(_runs(field.runs)))
+        lines.append(table)
+    for name in record.sliced:
+        lines.append(f"{escape(name)} holds a part for each layer")
+    for refusal in record.refusals:
+        where = span(refusal.layers)
+        lines.append(f"[yellow]cannot go alone:[/yellow] {where}: {escape(refusal.reason)}")
+    if not record.refusals:
+        lines.append("every single layer can go")
+    return Group(*lines)
+
+
+def _layers_table(record: Inspection) -> Table:
+    stacks = ", ".join(record.stacks)
+    table = Table("layers", "tensors", "parameters", "bytes", "made of")
+    for group in record.layers:
+        table.add_row(
+            escape(f"{stacks}[{_span(group.start, group.stop)}]"),
+            str(group.tensors),
+            amount(group.parameters),
+            size(group.size_bytes),
+            escape(" ".join(name for name in group.modules if "norm" not in name)),
+        )
+    table.add_row("others", str(record.other_tensors), "", size(record.other_bytes), "")
+    return table
+
+
+def _runs(runs: Sequence[tuple[int, int, str]]) -> str:
+    if len(runs) == 1:
+        return f"{runs[0][2]} everywhere"
+    told = [run for run in runs if run[2] != "null"]
+    return ", ".join(f"{_span(start, stop)}: {value}" for start, stop, value in told)
+
+
+def _span(start: int, stop: int) -> str:
+    return str(start) if stop - start == 1 else f"{start}–{stop - 1}"
+
+
 def plan_table(plan: Plan) -> RenderableType:
     """What goes, the runners-up, and whether they differ by more than their error."""
     model, kept = plan.model, len(plan.kept_layers)
@@ -74,7 +144,7 @@ def plan_table(plan: Plan) -> RenderableType:
                 _judged(other.difference),
             )
         lines.append(table)
-    lines += [f"[yellow]warning:[/yellow] {warning}" for warning in plan.warnings]
+    lines += [f"[yellow]warning:[/yellow] {escape(warning)}" for warning in plan.warnings]
     return Group(*lines)
 
 

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from depthcut.checkpoint.companions import carry_companions, companions
-from depthcut.checkpoint.configs import cut_config
 from depthcut.checkpoint.copying import merge_ranges
 from depthcut.checkpoint.fields import Cut
 from depthcut.checkpoint.folder import Checkpoint, model_facts, open_checkpoint
@@ -66,7 +65,7 @@ def verify_slice(folder: Path, parent: Path, *, other_model: bool = False) -> Ve
         piece.name: piece
         for piece in kept_pieces(source.tensors.values(), source.architecture, cut)
     }
-    config = cut_config(source.config, cut.kept, source.architecture, facts.layers)
+    config = source.cut_config(cut.kept)
     config.pop("transformers_weights", None)
     findings = [
         *_header_findings(pieces, made),

@@ -93,7 +93,7 @@ def test_a_list_of_another_length_is_refused() -> None:
 
 def test_an_unknown_list_as_long_as_the_stack_is_refused() -> None:
     # It may speak of the layers; guessing either way could load a wrong model without a word.
-    with pytest.raises(ArchitectureError, match="list rope_thetas has as many entries"):
+    with pytest.raises(ArchitectureError, match="list 'rope_thetas' has as many entries"):
         cut_config({**LLAMA, "rope_thetas": [1.0] * 6}, [0, 1])
 
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from depthcut import api, cli, slicing
 from depthcut.checkpoint.gguf import read_gguf
 from depthcut.checkpoint.gguf_slicing import gguf_facts
-from depthcut.errors import PlanError, SettingsError
+from depthcut.errors import PlanError, RecordError, SettingsError
 from depthcut.records import Plan, read_record
 from depthcut.settings import PlanSettings
 from depthcut.version import __version__
@@ -101,6 +101,17 @@ def test_an_adapter_is_cut_with_its_base(
     assert not torch.equal(logits(model), logits(load_exactly(cut)))
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(cut)
+
+
+def test_only_a_sliced_checkpoint_is_proved(
+    llama_gguf: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    _, adapter = make_adapter(tmp_path, LoraConfig(target_modules=["q_proj"]))
+    for other in (llama_gguf, adapter):
+        with pytest.raises(SettingsError, match="no sliced checkpoint"):
+            api.verify(other)
+    with pytest.raises(RecordError, match=r"no file .*depthcut\.json"):
+        api.verify(tiny_llama)
 
 
 @pytest.mark.parametrize(

@@ -224,10 +224,13 @@ def verify(
         DepthcutError: One of its kinds, see `depthcut.errors`.
     """
     from depthcut.model.sources import locate
+    from depthcut.slicing.adapter import is_adapter
     from depthcut.slicing.checkpoint import RECORD_FILE
     from depthcut.slicing.verify import verify_slice
 
     folder, load = Path(folder), load or LoadSettings()
+    if folder.is_file() or is_adapter(folder):
+        raise SettingsError(f"{folder} is no sliced checkpoint: only such a folder can be proved")
     plan = read_record(folder / RECORD_FILE, SliceRecord).plan
     source = plan.model.source if against is None else against
     try:

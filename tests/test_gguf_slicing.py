@@ -1,6 +1,7 @@
 """GGUF files: what stays is the source's, byte for byte; the rest is cut right or refused."""
 
 import multiprocessing
+import os
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -203,6 +204,22 @@ def split(file: Path, folder: Path, tensors_per_part: int) -> Path:
         bodies = (raw[t.start : t.stop] + bytes(-t.size_bytes % 32) for t in group)
         (folder / names[number]).write_bytes(head + b"".join(bodies))
     return folder / names[0]
+
+
+def test_a_part_that_is_a_link_out_of_the_folder_is_refused(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    first = split(llama, tmp_path / "x", 20)
+    second = sorted((tmp_path / "x").iterdir())[1]
+    second.rename(tmp_path / "elsewhere")
+    second.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="outside of its folder: refused"):
+        cut(first, [0])
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(CheckpointError, match="is no regular file"):
+        read_gguf(tmp_path / "pipe.gguf")
 
 
 def test_a_file_in_parts_becomes_one(llama: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from depthcut.checkpoint.folder import refuse_outside
 from depthcut.checkpoint.gguf_part import (
     ARRAY,
     FORMATS,
@@ -148,6 +149,8 @@ def _part_names(first: GgufPart, count: int) -> list[str]:
     for other in map(first.file.with_name, names):
         if not other.is_file():
             raise CheckpointError(f"{other} is missing: all {count} parts are needed")
+        if other != first.file:  # that one was named by the user
+            refuse_outside(other, other.parent)
     return names
 
 

@@ -104,6 +104,8 @@ def read_part(file: Path) -> GgufPart:
         CheckpointError: It cannot be read, breaks a rule of the format, or is of a version or byte
             order that is not read here.
     """
+    if file.exists() and not file.is_file():  # a pipe would never answer
+        raise CheckpointError(f"{file} is no regular file: give the GGUF file itself")
     try:
         with file.open("rb", buffering=0) as stream:
             size_bytes = os.fstat(stream.fileno()).st_size

@@ -4,10 +4,10 @@
 
 Makes two checkpoints of random bytes in the shapes of real models, removes a block in the middle
 of each, and times in turn, round after round, each followed by a sync of the files it wrote:
-cp of the sliced weights, slice_checkpoint, the whole command `depthcut slice`, and `mergekit-yaml`
-with the same plan. Every contestant is a process of its own, whose peak memory is read; the
-sources are in the page cache. Prints medians and ratios to cp; keeps the last result in
-benchmarks/results/slice.json.
+cp of the sliced weights, slice_checkpoint (also linked: on btrfs or xfs, given by --scratch, it
+clones blocks), the whole command `depthcut slice`, and `mergekit-yaml` with the same plan. Every
+contestant is a process of its own, whose peak memory is read; the sources are in the page cache.
+Prints medians and ratios to cp; keeps the last result in benchmarks/results/slice.json.
 """
 
 import argparse
@@ -38,18 +38,18 @@ MODELS: dict[str, dict[str, int]] = {
         **{"layers": 30, "hidden": 576, "inner": 1536, "heads": 9, "kv_heads": 3},
         **{"vocabulary": 49152, "tied": 1, "files": 1, "first": 12, "last": 18},
     },
-    "1.1B Llama, five files": {
-        **{"layers": 22, "hidden": 2048, "inner": 5632, "heads": 32, "kv_heads": 4},
-        **{"vocabulary": 32000, "tied": 0, "files": 5, "first": 14, "last": 18},
+    "2.5B Llama, ten files": {
+        **{"layers": 32, "hidden": 2560, "inner": 6912, "heads": 20, "kv_heads": 4},
+        **{"vocabulary": 32000, "tied": 0, "files": 10, "first": 20, "last": 27},
     },
 }
 IN_PROCESS = """
 import pathlib, sys, time
 from depthcut.records import Plan, read_record
 from depthcut.slicing import slice_checkpoint
-folder, plan, out = map(pathlib.Path, sys.argv[1:])
+folder, plan, out = map(pathlib.Path, sys.argv[1:4])
 began = time.perf_counter()
-slice_checkpoint(folder, read_record(plan, Plan), out)
+slice_checkpoint(folder, read_record(plan, Plan), out, link=bool(sys.argv[4:]))
 print(time.perf_counter() - began)
 """
 
@@ -90,6 +90,7 @@ def measure(
     commands: dict[str, list[str | Path]] = {
         "cp": ["cp", "-r", pruned, out],
         "slice_checkpoint": [python, "-c", IN_PROCESS, folder, plan_file, out],
+        "slice_checkpoint, linked": [python, "-c", IN_PROCESS, folder, plan_file, out, "link"],
         "depthcut slice": [python, "-m", "depthcut", "slice", folder, plan_file, "--out", out],
     }
     if mergekit:
@@ -97,7 +98,7 @@ def measure(
     samples: dict[str, list[Sample]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         for name, command in commands.items():
-            sample = run(command, out, timed_inside=name == "slice_checkpoint")
+            sample = run(command, out, timed_inside=name.startswith("slice_checkpoint"))
             if number:  # the first round warms the caches
                 samples[name].append(sample)
             shutil.rmtree(out)

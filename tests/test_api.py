@@ -66,7 +66,8 @@ def test_a_gguf_file_is_cut_by_the_plan_of_another_quantisation(
     assert record.result == gguf_facts(tmp_path / "cut.gguf", source=str(tmp_path / "cut.gguf"))
     assert record.result.layers == 4
     deeper = plan_without(tiny_llama, (0,))
-    model = msgspec.structs.replace(deeper.model, layers=7)
+    sizes = (1, *deeper.model.layer_parameters)
+    model = msgspec.structs.replace(deeper.model, layers=7, layer_parameters=sizes)
     other = msgspec.structs.replace(deeper, model=model)
     with pytest.raises(PlanError, match=r"7 layers of width 48.*has 6 of width 48"):
         api.slice(llama_gguf, other, tmp_path / "no.gguf")

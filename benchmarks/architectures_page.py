@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.every_type import UNBUILDABLE
 
-from depthcut.checkpoint.architectures import ARCHITECTURES
+from depthcut.architectures.table import ARCHITECTURES
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "benchmarks" / "results" / "architectures.json"

@@ -11,15 +11,15 @@ from peft import LoraConfig
 from transformers import AutoTokenizer
 
 from depthcut import api, cli, slicing
-from depthcut.checkpoint.gguf import read_gguf
-from depthcut.checkpoint.gguf_slicing import gguf_facts
 from depthcut.errors import PlanError, RecordError, SettingsError
+from depthcut.gguf.file import read_gguf
 from depthcut.records import Plan, read_record
 from depthcut.settings import PlanSettings
+from depthcut.slicing.gguf import gguf_facts
 from depthcut.version import __version__
 from tests.model.tiny_gguf import write_gguf
 from tests.slices import load_exactly, logits, plan_without
-from tests.test_adapter_slicing import load_adapter, make_adapter
+from tests.slicing.test_adapter import load_adapter, make_adapter
 from tests.tiny import build_tiny
 
 REMOVED = PlanSettings(remove="2-3")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from depthcut.checkpoint.architectures import ARCHITECTURES
+from depthcut.architectures.table import ARCHITECTURES
 from depthcut.cli import COMMANDS
 from depthcut.surveying.criteria import CRITERIA
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from depthcut.checkpoint.architectures import ARCHITECTURES
+from depthcut.architectures.table import ARCHITECTURES
 from depthcut.checkpoint.companions import companions
 from depthcut.checkpoint.folder import model_facts, open_checkpoint
 from depthcut.errors import ArchitectureError, CheckpointError

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from random import Random
 
-from depthcut.checkpoint.architectures import ARCHITECTURES
-from depthcut.checkpoint.configs import fields_of
+from depthcut.architectures.configs import fields_of
+from depthcut.architectures.table import ARCHITECTURES
 
 LAYERS, WIDTH = 6, 4
 Files = dict[str, bytes]

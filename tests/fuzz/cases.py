@@ -17,15 +17,15 @@ from typing import cast
 
 import msgspec
 
-from depthcut.checkpoint.configs import fields_of, with_surroundings
-from depthcut.checkpoint.fields import Reference
+from depthcut.architectures.configs import fields_of, with_surroundings
+from depthcut.architectures.fields import Reference
 from depthcut.checkpoint.folder import Checkpoint, model_facts, open_checkpoint
-from depthcut.checkpoint.gguf_slicing import gguf_facts, slice_gguf
 from depthcut.errors import DepthcutError
 from depthcut.records import LayerSlice, ModelFacts, Origin, Plan, read_record
 from depthcut.settings import PlanSettings
 from depthcut.slicing import slice_checkpoint
 from depthcut.slicing.adapter import slice_adapter
+from depthcut.slicing.gguf import gguf_facts, slice_gguf
 from tests.fuzz import plain
 from tests.fuzz.bases import FOLDERS, LAYERS, TYPES, base, field_keys
 from tests.fuzz.mutators import any_value, encode, mutated_bytes, mutated_header, mutated_json

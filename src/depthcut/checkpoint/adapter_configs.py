@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from depthcut.architectures.fields import Cut
+from depthcut.architectures.names import OTHER_TOWERS
+from depthcut.architectures.values import Config
 from depthcut.checkpoint.adapters import ADAPTER_CONFIG, AdapterNames
-from depthcut.checkpoint.fields import Cut
-from depthcut.checkpoint.names import OTHER_TOWERS
-from depthcut.checkpoint.values import Config
 from depthcut.errors import ArchitectureError, CheckpointError, PlanError
 
 _ANY_LAYER = re.compile(

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from depthcut.checkpoint.architectures import ARCHITECTURES
+from depthcut.architectures.names import OTHER_TOWERS, LayerNames
+from depthcut.architectures.table import ARCHITECTURES
 from depthcut.checkpoint.folder import Checkpoint, read_object, refuse_outside
 from depthcut.checkpoint.headers import read_header
-from depthcut.checkpoint.names import OTHER_TOWERS, LayerNames
 from depthcut.errors import ArchitectureError, CheckpointError, PlanError
 from depthcut.records import ModelFacts
 

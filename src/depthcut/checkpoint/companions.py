@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from depthcut.architectures.names import ModuleNames
 from depthcut.checkpoint.copying import copy_file
 from depthcut.checkpoint.folder import read_object, refuse_outside
-from depthcut.checkpoint.names import ModuleNames
 
 _REPLACED = frozenset({"config.json", "README.md", "plan.json", "depthcut.json"})
 """Written anew for the sliced model."""

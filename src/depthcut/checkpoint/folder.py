@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from depthcut.checkpoint.architectures import Architecture
-from depthcut.checkpoint.configs import (
+from depthcut.architectures.configs import (
     EXTRA_LAYERS,
     cut_config,
     decoder_config,
@@ -19,9 +18,10 @@ from depthcut.checkpoint.configs import (
     hidden_size,
     layer_count,
 )
+from depthcut.architectures.names import LayerNames
+from depthcut.architectures.table import Architecture
+from depthcut.architectures.values import Config
 from depthcut.checkpoint.headers import Header, TensorEntry, read_header
-from depthcut.checkpoint.names import LayerNames
-from depthcut.checkpoint.values import Config
 from depthcut.errors import ArchitectureError, CheckpointError
 from depthcut.records import ModelFacts
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from depthcut.checkpoint.architectures import SlicedTensor
+from depthcut.architectures.fields import Cut
+from depthcut.architectures.table import SlicedTensor
 from depthcut.checkpoint.copying import ByteRange
-from depthcut.checkpoint.fields import Cut
 from depthcut.checkpoint.headers import DTYPE_BITS, TensorEntry
 from depthcut.errors import CheckpointError
 

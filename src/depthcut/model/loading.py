@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from depthcut.checkpoint.architectures import ARCHITECTURES
+from depthcut.architectures.table import ARCHITECTURES
 from depthcut.checkpoint.folder import model_facts, open_checkpoint
 from depthcut.errors import ArchitectureError, CheckpointError, MissingExtraError, SettingsError
 from depthcut.model.devices import choose_device, choose_dtype

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from depthcut.architectures.names import OTHER_TOWERS, LayerNames
 from depthcut.checkpoint.folder import Checkpoint, open_checkpoint
-from depthcut.checkpoint.names import OTHER_TOWERS, LayerNames
 from depthcut.errors import ArchitectureError, CheckpointError, SettingsError
 from depthcut.model.quiet import quiet_transformers
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
+from depthcut.architectures.fields import Cut
+from depthcut.architectures.names import ModuleNames
 from depthcut.checkpoint.adapter_configs import AdapterCut, cut_adapter_config
 from depthcut.checkpoint.adapters import (
     ADAPTER_CONFIG,
@@ -25,10 +27,8 @@ from depthcut.checkpoint.adapters import (
 from depthcut.checkpoint.card import kept_front
 from depthcut.checkpoint.companions import carry_companions, companions
 from depthcut.checkpoint.copying import write_ranges
-from depthcut.checkpoint.fields import Cut
 from depthcut.checkpoint.folder import Checkpoint
 from depthcut.checkpoint.headers import encode_header
-from depthcut.checkpoint.names import ModuleNames
 from depthcut.checkpoint.pieces import Piece
 from depthcut.files import new_folder, refuse_existing
 from depthcut.records import ModelFacts, Origin, Plan, SliceRecord, inputs_digest, write_record

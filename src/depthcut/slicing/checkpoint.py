@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 
+from depthcut.architectures.fields import Cut
+from depthcut.architectures.names import ModuleNames
 from depthcut.checkpoint.card import slice_card
 from depthcut.checkpoint.companions import carry_companions, companions
 from depthcut.checkpoint.copying import BLOCK_BYTES, link_file, write_ranges
-from depthcut.checkpoint.fields import Cut
 from depthcut.checkpoint.folder import (
     INDEX_FILE,
     Checkpoint,
@@ -20,7 +21,6 @@ from depthcut.checkpoint.folder import (
     open_checkpoint,
 )
 from depthcut.checkpoint.headers import encode_header
-from depthcut.checkpoint.names import ModuleNames
 from depthcut.checkpoint.pieces import Piece
 from depthcut.errors import ArchitectureError
 from depthcut.files import new_folder, refuse_existing

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from depthcut.checkpoint.companions import companions
-from depthcut.checkpoint.configs import fields_of, with_surroundings
-from depthcut.checkpoint.fields import (
+from depthcut.architectures.configs import fields_of, with_surroundings
+from depthcut.architectures.fields import (
     DependsOnIndex,
     EndStays,
     Field,
@@ -18,14 +17,15 @@ from depthcut.checkpoint.fields import (
     Requirement,
     ScaledByDepth,
 )
+from depthcut.architectures.names import LayerNames
+from depthcut.architectures.values import Config, value_at
+from depthcut.checkpoint.companions import companions
 from depthcut.checkpoint.folder import Checkpoint, model_facts, open_checkpoint
-from depthcut.checkpoint.gguf import read_gguf
-from depthcut.checkpoint.gguf_layers import gguf_fields_of
-from depthcut.checkpoint.gguf_slicing import cut_changes, gguf_facts, gguf_model
-from depthcut.checkpoint.names import LayerNames
-from depthcut.checkpoint.values import Config, value_at
 from depthcut.errors import ArchitectureError
+from depthcut.gguf.file import read_gguf
+from depthcut.gguf.layers import gguf_fields_of
 from depthcut.records import FieldValues, Inspection, LayerGroup, Refusal, merged
+from depthcut.slicing.gguf import cut_changes, gguf_facts, gguf_model
 from depthcut.slicing.layout import refuse_computed
 
 _HEAD = re.compile(r"(?:.*\.)?(?:lm_head|embed_out|output|output_layer|head|score)\.(?:q?weight)")

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from depthcut.checkpoint.architectures import Architecture
-from depthcut.checkpoint.fields import Cut
+from depthcut.architectures.fields import Cut
+from depthcut.architectures.names import LayerNames
+from depthcut.architectures.table import Architecture
 from depthcut.checkpoint.folder import SINGLE_FILE, Checkpoint
 from depthcut.checkpoint.headers import Header, TensorEntry
-from depthcut.checkpoint.names import LayerNames
 from depthcut.checkpoint.pieces import Piece, sliced_piece
 from depthcut.errors import ArchitectureError, PlanError
 from depthcut.records import ModelFacts, Plan

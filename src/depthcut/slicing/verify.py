@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from depthcut.architectures.fields import Cut
+from depthcut.architectures.names import ModuleNames
 from depthcut.checkpoint.companions import carry_companions, companions
 from depthcut.checkpoint.copying import merge_ranges
-from depthcut.checkpoint.fields import Cut
 from depthcut.checkpoint.folder import Checkpoint, model_facts, open_checkpoint
-from depthcut.checkpoint.names import ModuleNames
 from depthcut.checkpoint.pieces import Piece
 from depthcut.errors import CheckpointError
 from depthcut.progress import progress

@@ -16,10 +16,10 @@ import torch
 from depthcut import files
 from depthcut.checkpoint import copying
 from depthcut.checkpoint.folder import open_checkpoint
-from depthcut.checkpoint.gguf_slicing import slice_gguf
 from depthcut.errors import CheckpointError, OutputError
 from depthcut.records import SliceRecord, read_record, write_record
 from depthcut.slicing import slice_checkpoint
+from depthcut.slicing.gguf import slice_gguf
 from tests.slices import load_exactly, logits, logits_without, plan_without
 from tests.tiny_gguf import tensors_of, write_gguf
 
@@ -233,7 +233,7 @@ def test_a_read_error_in_the_middle_leaves_nothing(
 SLOW_GGUF = """
 import pathlib, sys, time
 from depthcut.checkpoint import copying
-from depthcut.checkpoint.gguf_slicing import slice_gguf
+from depthcut.slicing.gguf import slice_gguf
 real = copying._write_all
 def slowly(target, content):
     print("copying", flush=True)

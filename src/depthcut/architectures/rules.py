@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from depthcut.checkpoint.fields import IndexList, Rule, Values
-from depthcut.checkpoint.values import (
+from depthcut.architectures.fields import IndexList, Rule, Values
+from depthcut.architectures.values import (
     Config,
     layer_indices,
     positive,

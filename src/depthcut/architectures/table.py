@@ -3,9 +3,9 @@
 A new architecture is one entry, in `text_models` or `multimodal_models`; a test walks the table.
 """
 
-from depthcut.checkpoint.entry import KNOWN_FIELDS, Architecture, SlicedTensor
-from depthcut.checkpoint.multimodal_models import MULTIMODAL_MODELS
-from depthcut.checkpoint.text_models import TEXT_MODELS
+from depthcut.architectures.entry import KNOWN_FIELDS, Architecture, SlicedTensor
+from depthcut.architectures.multimodal_models import MULTIMODAL_MODELS
+from depthcut.architectures.text_models import TEXT_MODELS
 
 __all__ = ["ARCHITECTURES", "KNOWN_FIELDS", "Architecture", "SlicedTensor"]
 

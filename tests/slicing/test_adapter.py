@@ -352,7 +352,10 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path, made: Adapter) -
     with pytest.raises(PlanError, match=r"reads 48 values.*width of 64"):
         slice_adapter(adapter, msgspec.structs.replace(plan, model=wide), tmp_path / "out")
     short = arranged(plan, (1, 3))
-    short = msgspec.structs.replace(short, model=msgspec.structs.replace(plan.model, layers=3))
+    model = msgspec.structs.replace(
+        plan.model, layers=3, layer_parameters=plan.model.layer_parameters[:3]
+    )
+    short = msgspec.structs.replace(short, model=model)
     with pytest.raises(PlanError, match="changes layer 3, the plan's model tiny has layers 0–2"):
         slice_adapter(adapter, short, tmp_path / "out")
     foreign = arranged(plan, (0, 2, "other"))

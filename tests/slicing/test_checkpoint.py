@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from depthcut.checkpoint.architectures import ARCHITECTURES
+from depthcut.architectures.table import ARCHITECTURES
 from depthcut.checkpoint.folder import model_facts, open_checkpoint
 from depthcut.errors import ArchitectureError, CheckpointError, OutputError, PlanError
 from depthcut.records import Plan, SliceRecord, read_record

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from depthcut.checkpoint.fields import Field, IndexMap, LeadingCount, PerLayerList
-from depthcut.checkpoint.layouts import HAS_ATTENTION
+from depthcut.architectures.fields import Field, IndexMap, LeadingCount, PerLayerList
+from depthcut.architectures.layouts import HAS_ATTENTION
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from depthcut import api, cli
 from depthcut.checkpoint.folder import SINGLE_FILE, open_checkpoint
-from depthcut.checkpoint.gguf import read_gguf
+from depthcut.gguf.file import read_gguf
 from depthcut.records import Inspection, LayerGroup, Refusal
 from tests import every_type
 from tests.tiny import build_tiny, save_tiny

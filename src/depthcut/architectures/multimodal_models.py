@@ -6,15 +6,15 @@ the decoder's model type (`text_models`).
 
 from dataclasses import replace
 
-from depthcut.checkpoint.entry import Architecture
-from depthcut.checkpoint.fields import IndexList, Requirement
-from depthcut.checkpoint.layouts import (
+from depthcut.architectures.entry import Architecture
+from depthcut.architectures.fields import IndexList, Requirement
+from depthcut.architectures.layouts import (
     FEATURES_BEHIND_FIRST_LAYERS,
     INJECTED_FEATURES,
     cross_attention_first,
     not_longer_than_the_encoder,
 )
-from depthcut.checkpoint.text_models import EMBEDDINGS_PER_LAYER, GEMMA4
+from depthcut.architectures.text_models import EMBEDDINGS_PER_LAYER, GEMMA4
 
 _NESTED = Architecture(
     stacks=(

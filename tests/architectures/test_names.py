@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthcut.checkpoint.architectures import ARCHITECTURES
-from depthcut.checkpoint.configs import cut_config
-from depthcut.checkpoint.fields import Cut
-from depthcut.checkpoint.names import LayerNames, ModuleNames
+from depthcut.architectures.configs import cut_config
+from depthcut.architectures.fields import Cut
+from depthcut.architectures.names import LayerNames, ModuleNames
+from depthcut.architectures.table import ARCHITECTURES
 from depthcut.errors import ArchitectureError
 
 STACKS = sorted({stack for entry in ARCHITECTURES.values() for stack in entry.stacks})

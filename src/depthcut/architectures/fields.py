@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from depthcut.checkpoint.values import (
+from depthcut.architectures.values import (
     Config,
     layer_indices,
     short,

@@ -1,12 +1,14 @@
-"""What several keys of a config say of the layers together, what layers take from each other, and
-what the model's code cannot run. By idea, not by model type."""
+"""What several keys say together, what layers take from each other, and what no code can run.
+
+By idea, not by model type.
+"""
 
 from collections.abc import Iterator
 from itertools import pairwise
 
-from depthcut.checkpoint.fields import Layout, Reference, Requirement, Rule, Values
-from depthcut.checkpoint.rules import FULL, LINEAR, index_sharing, rotary
-from depthcut.checkpoint.values import (
+from depthcut.architectures.fields import Layout, Reference, Requirement, Rule, Values
+from depthcut.architectures.rules import FULL, LINEAR, index_sharing, rotary
+from depthcut.architectures.values import (
     AROUND,
     Config,
     layer_indices,
@@ -293,13 +295,16 @@ SHARED_LATENTS = Layout(
 )
 
 
-def ordinal_among(kinds: Rule, why: str, *, most: int | None = None) -> Layout:
+def ordinal_among(
+    kinds: Rule, why: str, *, most: int | None = None, all_stay: bool = False
+) -> Layout:
     """Layers of a kind compute with, or are stored by, their ordinal among each other.
 
     Args:
         kinds: Whether each layer is of that kind.
         why: What such a layer does with its ordinal, in a sentence.
         most: Ordinals from this one on count as the same; None: all differ.
+        all_stay: Whether not even the last of them can go.
     """
 
     def reads(config: Config, layers: int) -> Values:
@@ -308,7 +313,7 @@ def ordinal_among(kinds: Rule, why: str, *, most: int | None = None) -> Layout:
         for is_one in kinds(config, layers):
             values.append((count if most is None else min(count, most)) if is_one else None)
             count += bool(is_one)
-        return values
+        return [(value, count) for value in values] if all_stay else values
 
     return Layout((), reads, why=why)
 

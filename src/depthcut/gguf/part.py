@@ -15,8 +15,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from depthcut.checkpoint.gguf_types import TENSOR_TYPES
 from depthcut.errors import CheckpointError
+from depthcut.gguf.tensor_types import TENSOR_TYPES
 
 Scalar = int | float | bool | str
 Value = Scalar | tuple[Scalar, ...]

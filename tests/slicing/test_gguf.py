@@ -15,11 +15,7 @@ from gguf import GGMLQuantizationType, GGUFEndian
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from depthcut.checkpoint import gguf_layers
-from depthcut.checkpoint.fields import Cut
-from depthcut.checkpoint.gguf import read_gguf
-from depthcut.checkpoint.gguf_layers import GGUF_FIELDS, cut_metadata
-from depthcut.checkpoint.gguf_slicing import gguf_facts, slice_gguf
+from depthcut.architectures.fields import Cut
 from depthcut.errors import (
     ArchitectureError,
     CheckpointError,
@@ -27,6 +23,10 @@ from depthcut.errors import (
     OutputError,
     PlanError,
 )
+from depthcut.gguf import layers as gguf_layers
+from depthcut.gguf.file import read_gguf
+from depthcut.gguf.layers import GGUF_FIELDS, cut_metadata
+from depthcut.slicing.gguf import gguf_facts, slice_gguf
 from tests.llama_cpp_logits import llama_cpp_logits
 from tests.tiny_gguf import (
     HEAD,
@@ -183,7 +183,7 @@ def test_a_tensor_type_that_is_unknown_here_is_carried(llama: Path) -> None:
 def split(file: Path, folder: Path, tensors_per_part: int) -> Path:
     """The same file in parts, as llama.cpp's gguf-split writes them."""
     source = read_gguf(file)
-    from depthcut.checkpoint.gguf import encode_head, raw_entry
+    from depthcut.gguf.file import encode_head, raw_entry
 
     groups = [
         source.tensors[start : start + tensors_per_part]
@@ -868,7 +868,7 @@ def test_layers_that_are_none_are_refused(llama: Path, kept: list[int]) -> None:
 def test_a_source_that_changes_meanwhile_leaves_nothing(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from depthcut.checkpoint import gguf_slicing
+    from depthcut.slicing import gguf as gguf_slicing
 
     file = tmp_path / "source.gguf"
     file.write_bytes(llama.read_bytes())
@@ -885,7 +885,7 @@ def test_a_source_that_changes_meanwhile_leaves_nothing(
 
 
 def _slice_slowly(file: Path, out: Path, begun: "multiprocessing.synchronize.Event") -> None:
-    from depthcut.checkpoint import gguf_slicing
+    from depthcut.slicing import gguf as gguf_slicing
 
     real = gguf_slicing.write_ranges
 

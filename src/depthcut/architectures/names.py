@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from depthcut.checkpoint.fields import Cut
+from depthcut.architectures.fields import Cut
 from depthcut.errors import ArchitectureError
 
 OTHER_TOWERS = re.compile(

@@ -9,13 +9,15 @@ Here a config maps keys without the architecture's prefix (`attention.head_count
 
 from collections.abc import Mapping
 
-from depthcut.checkpoint.fields import (
+from depthcut.architectures.fields import (
     Cut,
     Field,
     LeadingCount,
     cut_field,
 )
-from depthcut.checkpoint.gguf_fields import (
+from depthcut.architectures.values import Config
+from depthcut.errors import ArchitectureError, nearest
+from depthcut.gguf.fields import (
     EXTRA_BLOCKS,
     PerLayer,
     attends_by_heads,
@@ -45,8 +47,6 @@ from depthcut.checkpoint.gguf_fields import (
     some_unrotated,
     step,
 )
-from depthcut.checkpoint.values import Config
-from depthcut.errors import ArchitectureError, nearest
 
 BLOCK_COUNT = "block_count"
 

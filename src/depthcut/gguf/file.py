@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from depthcut.checkpoint.folder import refuse_outside
-from depthcut.checkpoint.gguf_part import (
+from depthcut.errors import CheckpointError
+from depthcut.gguf.part import (
     ARRAY,
     FORMATS,
     MAGIC,
@@ -24,7 +25,6 @@ from depthcut.checkpoint.gguf_part import (
     check_unique,
     read_part,
 )
-from depthcut.errors import CheckpointError
 
 _PART = re.compile(r"(.+-)(\d{5})(-of-(\d{5})\.gguf)")
 

@@ -11,9 +11,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from depthcut.architectures.fields import Cut
 from depthcut.checkpoint.copying import ByteRange, write_ranges
-from depthcut.checkpoint.fields import Cut
-from depthcut.checkpoint.gguf import (
+from depthcut.errors import ArchitectureError, CheckpointError, PlanError
+from depthcut.files import new_file, refuse_existing
+from depthcut.gguf.fields import EXTRA_BLOCKS
+from depthcut.gguf.file import (
     Gguf,
     encode_entry,
     encode_head,
@@ -21,11 +24,8 @@ from depthcut.checkpoint.gguf import (
     raw_entry,
     read_gguf,
 )
-from depthcut.checkpoint.gguf_fields import EXTRA_BLOCKS
-from depthcut.checkpoint.gguf_layers import BLOCK_COUNT, cut_metadata, layer_counts
-from depthcut.checkpoint.gguf_part import GgufTensor, Value
-from depthcut.errors import ArchitectureError, CheckpointError, PlanError
-from depthcut.files import new_file, refuse_existing
+from depthcut.gguf.layers import BLOCK_COUNT, cut_metadata, layer_counts
+from depthcut.gguf.part import GgufTensor, Value
 from depthcut.progress import progress
 from depthcut.records import ModelFacts
 

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.architectures import Judge, load, slice_by_depthcut
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from depthcut.checkpoint.architectures import ARCHITECTURES
+from depthcut.architectures.table import ARCHITECTURES
 from tests.every_type import auto_class, build, model_types
 
 REFUSED = frozenset(

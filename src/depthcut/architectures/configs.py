@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
-from depthcut.checkpoint.architectures import ARCHITECTURES, KNOWN_FIELDS, Architecture
-from depthcut.checkpoint.derived import derive_architecture
-from depthcut.checkpoint.fields import Cut, Field, PerLayerList, Requirement, cut_field
-from depthcut.checkpoint.names import ModuleNames
-from depthcut.checkpoint.values import AROUND, Config, with_value
+from depthcut.architectures.derived import derive_architecture
+from depthcut.architectures.fields import Cut, Field, PerLayerList, Requirement, cut_field
+from depthcut.architectures.names import ModuleNames
+from depthcut.architectures.table import ARCHITECTURES, KNOWN_FIELDS, Architecture
+from depthcut.architectures.values import AROUND, Config, with_value
 from depthcut.errors import ArchitectureError, CheckpointError, PlanError
 
 EXTRA_LAYERS = "num_nextn_predict_layers"

@@ -8,10 +8,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
-from depthcut.checkpoint.architectures import ARCHITECTURES, Architecture
-from depthcut.checkpoint.fields import Field, IndexMap, PerLayerList
-from depthcut.checkpoint.names import OTHER_TOWERS
-from depthcut.checkpoint.values import Config
+from depthcut.architectures.fields import Field, IndexMap, PerLayerList
+from depthcut.architectures.names import OTHER_TOWERS
+from depthcut.architectures.table import ARCHITECTURES, Architecture
+from depthcut.architectures.values import Config
 from depthcut.errors import ArchitectureError, nearest
 
 _DECODERS = ("", "text_config", "llm_config", "language_config", "decoder")

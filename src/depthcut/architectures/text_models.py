@@ -5,8 +5,8 @@ Layers count from 0. What a field leaves out here means the same in every type (
 
 from dataclasses import replace
 
-from depthcut.checkpoint.entry import Architecture, SlicedTensor
-from depthcut.checkpoint.fields import (
+from depthcut.architectures.entry import Architecture, SlicedTensor
+from depthcut.architectures.fields import (
     DependsOnIndex,
     EndStays,
     IndexList,
@@ -18,7 +18,7 @@ from depthcut.checkpoint.fields import (
     Rule,
     ScaledByDepth,
 )
-from depthcut.checkpoint.layouts import (
+from depthcut.architectures.layouts import (
     ATTENTION_RUNS,
     CYCLE,
     EXPERTS_BETWEEN,
@@ -41,7 +41,7 @@ from depthcut.checkpoint.layouts import (
     shared_indexers,
     shared_keys_and_values,
 )
-from depthcut.checkpoint.rules import (
+from depthcut.architectures.rules import (
     FULL,
     INDEXED,
     LINEAR,
@@ -62,7 +62,7 @@ from depthcut.checkpoint.rules import (
     sliding_from,
     where,
 )
-from depthcut.checkpoint.values import value_at
+from depthcut.architectures.values import value_at
 
 
 def _types(default: Rule, *sources: str) -> PerLayerList:
@@ -653,7 +653,12 @@ TEXT_MODELS: dict[str, Architecture] = {
             PerLayerList("layer_types"),
             PerLayerList("layers_block_type"),
             IndexList("hybrid_layer_ids"),
-            ordinal_among(hybrids, _SHARES_BLOCK),
+            ordinal_among(
+                hybrids,
+                "the layers that share a block of attention store their parts of it with the first "
+                "of them, by their ordinal among each other: none of these can go",
+                all_stay=True,
+            ),
         )
     ),
     "zaya": Architecture(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from depthcut.checkpoint.fields import Layout, Offers, Reader, Reference, Values
-from depthcut.checkpoint.values import Config, short
+from depthcut.architectures.fields import Layout, Offers, Reader, Reference, Values
+from depthcut.architectures.values import Config, short
 from depthcut.errors import ArchitectureError
 
 EXTRA_BLOCKS = "nextn_predict_layers"

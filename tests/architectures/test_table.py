@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from depthcut.checkpoint.architectures import ARCHITECTURES
-from depthcut.checkpoint.configs import cut_config, find_architecture, hidden_size, layer_count
+from depthcut.architectures.configs import cut_config, find_architecture, hidden_size, layer_count
+from depthcut.architectures.table import ARCHITECTURES
 from depthcut.errors import ArchitectureError, CheckpointError, PlanError
 from tests.tiny import TINY_TYPES
 

@@ -138,9 +138,10 @@ def test_layers_of_unknown_types_are_the_only_list_of_their_number(tmp_path: Pat
         vocab_size=50,
     )
     model = AutoModelForCausalLM.from_config(config)
-    assert find_layers(model) is model.model.layers
     loaded = load(save_tiny(model, tmp_path / "m"), LoadSettings())
     assert loaded.facts.layers == 3
+    model.config.model_type = "novel"
+    assert find_layers(model) is model.model.layers
     model.other = nn.ModuleList([nn.Linear(1, 1) for _ in range(3)])
     with pytest.raises(ArchitectureError, match=r"several lists of 3: model\.layers, other"):
         find_layers(model)

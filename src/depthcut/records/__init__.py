@@ -1,0 +1,53 @@
+"""What passes between the stages: each a frozen struct, one JSON file, readable by a person.
+
+Blocks are half open, counted from 0: [12, 19) removes layers 12 to 18. Depth l is what
+enters layer l; depth L leaves the last layer, before the final norm.
+"""
+
+from depthcut.records.base import Origin, Record, inputs_digest, read_record, write_record
+from depthcut.records.blocks import Block, layers_in_words, merged
+from depthcut.records.evaluation import Comparison, Evaluation, ModelEvaluation, Speed
+from depthcut.records.facts import Estimate, ModelFacts, TextFacts, value_and_error
+from depthcut.records.healing import HealRecord
+from depthcut.records.plan import Alternative, LayerSlice, Plan, slices_without
+from depthcut.records.slicing import (
+    FieldValues,
+    Inspection,
+    LayerGroup,
+    Refusal,
+    SliceRecord,
+    Verification,
+)
+from depthcut.records.survey import Scores, Survey
+
+__all__ = [
+    "Alternative",
+    "Block",
+    "Comparison",
+    "Estimate",
+    "Evaluation",
+    "FieldValues",
+    "HealRecord",
+    "Inspection",
+    "LayerGroup",
+    "LayerSlice",
+    "ModelEvaluation",
+    "ModelFacts",
+    "Origin",
+    "Plan",
+    "Record",
+    "Refusal",
+    "Scores",
+    "SliceRecord",
+    "Speed",
+    "Survey",
+    "TextFacts",
+    "Verification",
+    "inputs_digest",
+    "layers_in_words",
+    "merged",
+    "read_record",
+    "slices_without",
+    "value_and_error",
+    "write_record",
+]

@@ -1,0 +1,111 @@
+"""Several models, judged on the same text."""
+
+from typing import TYPE_CHECKING, Literal
+
+from depthcut.frames import Row, data_frame, html_table
+from depthcut.records.base import Origin, Record
+from depthcut.records.facts import Estimate, ModelFacts, TextFacts, value_and_error
+from depthcut.settings import EvaluateSettings, LoadSettings
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class Speed(Record, frozen=True, kw_only=True):
+    """Tokens per second over interleaved rounds."""
+
+    median: float
+    low: float
+    """First quartile."""
+    high: float
+    """Third quartile."""
+    rounds: tuple[float, ...]
+
+
+class ModelEvaluation(Record, frozen=True, kw_only=True):
+    """One model, judged."""
+
+    name: str
+    model: ModelFacts
+    loss: Estimate
+    """Nats per predicted token, standard error over sequences."""
+    perplexity: Estimate
+    bits_per_byte: Estimate
+    prefill: Speed | None
+    decode: Speed | None
+    peak_memory_bytes: int | None
+    """Of this model alone, loaded and run once: what it adds to a fresh process (CPU), or its
+    weights and what the run allocates beside them (GPU)."""
+    generations: tuple[str, ...]
+    """One for each prompt, greedy."""
+
+
+class Comparison(Record, frozen=True, kw_only=True):
+    """One model against the first, on the same tokens."""
+
+    name: str
+    loss_difference: Estimate
+    """Nats per token, paired over sequences; positive: worse than the first."""
+    agreement: Estimate
+    """Share of tokens where both predict the same next token."""
+    kl_divergence: Estimate
+    """KL(first ‖ this) of the next-token distributions, nats per token."""
+
+
+class Evaluation(Record, frozen=True, kw_only=True):
+    """Several models judged on the same text; the first is the reference."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    origin: Origin
+    text: TextFacts
+    settings: EvaluateSettings
+    load: LoadSettings
+    prompts: tuple[str, ...]
+    models: tuple[ModelEvaluation, ...]
+    comparisons: tuple[Comparison, ...]
+    """For the second model and those after it."""
+
+    def to_frame(self) -> "DataFrame":
+        """One row for each model; needs pandas."""
+        return data_frame(_EVALUATION_COLUMNS, self._judgements())
+
+    def _repr_html_(self) -> str:
+        caption = f"Evaluation on {self.text.tokens:,} tokens of {self.text.source}"
+        return html_table(caption, _EVALUATION_COLUMNS, self._judgements())
+
+    def _judgements(self) -> list[Row]:
+        compared = {each.name: each for each in self.comparisons}
+        rows: list[Row] = []
+        for each in self.models:
+            against = compared.get(each.name)
+            rows.append(
+                (
+                    each.name,
+                    each.model.layers,
+                    each.model.parameters,
+                    *value_and_error(each.perplexity),
+                    each.bits_per_byte.value,
+                    *value_and_error(against.loss_difference if against else None),
+                    against.agreement.value if against else None,
+                    against.kl_divergence.value if against else None,
+                    each.prefill.median if each.prefill else None,
+                    each.decode.median if each.decode else None,
+                )
+            )
+        return rows
+
+
+_EVALUATION_COLUMNS = (
+    "model",
+    "layers",
+    "parameters",
+    "perplexity",
+    "perplexity stderr",
+    "bits per byte",
+    "loss difference",
+    "loss difference stderr",
+    "agreement",
+    "KL divergence",
+    "prefill tokens/s",
+    "decode tokens/s",
+)

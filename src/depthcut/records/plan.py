@@ -1,0 +1,107 @@
+"""Which layers make up a new model, and why."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+from depthcut.frames import Row, data_frame, html_table
+from depthcut.records.base import Origin, Record
+from depthcut.records.blocks import Block, layers_in_words, merged
+from depthcut.records.facts import Estimate, ModelFacts, value_and_error
+from depthcut.settings import PlanSettings
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class Alternative(Record, frozen=True, kw_only=True):
+    """Another choice of as many layers."""
+
+    removed: tuple[Block, ...]
+    score: float
+    difference: Estimate
+    """Its score minus the plan's, paired over sequences."""
+
+
+class LayerSlice(Record, frozen=True, kw_only=True):
+    """Consecutive layers [start, stop) of a model, taken in this order."""
+
+    start: int
+    stop: int
+    model: str | None = None
+    """Whose layers; None: the plan's own model."""
+
+
+class Plan(Record, frozen=True, kw_only=True):
+    """Which layers of a model make up the new one, in order, and why."""
+
+    kind: Literal["plan"] = "plan"
+    origin: Origin
+    model: ModelFacts
+    settings: PlanSettings
+    survey: str | None
+    """`inputs` of the survey that it came from; None: chosen by hand."""
+    slices: tuple[LayerSlice, ...]
+    """What the new model is made of. Layers that no slice names are removed."""
+    score: float | None
+    alternatives: tuple[Alternative, ...]
+    """The runners-up, best first."""
+    warnings: tuple[str, ...]
+
+    @property
+    def kept_layers(self) -> tuple[int, ...]:
+        """The source layer of each new layer; ascending unless the plan rearranges."""
+        return tuple(layer for each in self.slices for layer in range(each.start, each.stop))
+
+    @property
+    def removed(self) -> tuple[Block, ...]:
+        """The fewest blocks of all layers that no slice names."""
+        kept = set(self.kept_layers)
+        return merged(layer for layer in range(self.model.layers) if layer not in kept)
+
+    @property
+    def removed_layers(self) -> tuple[int, ...]:
+        return tuple(layer for start, stop in self.removed for layer in range(start, stop))
+
+    @property
+    def rearranges(self) -> bool:
+        """Whether layers are repeated or change their order."""
+        kept = self.kept_layers
+        return any(second <= first for first, second in pairwise(kept))
+
+    @property
+    def words(self) -> str:
+        """What goes, for people: "layers 12–18 (7 layers)"."""
+        return layers_in_words(self.removed)
+
+    @property
+    def change(self) -> str:
+        """What becomes of the stack: "without layers 12–18 (7 layers)"."""
+        if not self.rearranges:
+            return f"without {self.words}"
+        return f"as {layers_in_words([(each.start, each.stop) for each in self.slices])}"
+
+    def to_frame(self) -> "DataFrame":
+        """One row for the choice and each runner-up, best first; needs pandas."""
+        return data_frame(("layers", "score", "difference", "stderr"), self._choices())
+
+    def _repr_html_(self) -> str:
+        caption = f"Plan for {self.model.source}: {self.model.layers} layers {self.change}"
+        columns = ("removes", "score", "difference to the plan", "± stderr")
+        return html_table(". ".join((caption, *self.warnings)), columns, self._choices())
+
+    def _choices(self) -> list[Row]:
+        return [
+            (self.words, self.score, None, None),
+            *(
+                (layers_in_words(each.removed), each.score, *value_and_error(each.difference))
+                for each in self.alternatives
+            ),
+        ]
+
+
+def slices_without(removed: Sequence[Block], layers: int) -> tuple[LayerSlice, ...]:
+    """What is left of `layers` layers once the blocks are gone."""
+    gone = {layer for start, stop in removed for layer in range(start, stop)}
+    kept = merged(layer for layer in range(layers) if layer not in gone)
+    return tuple(LayerSlice(start=start, stop=stop) for start, stop in kept)

@@ -1,0 +1,86 @@
+"""How redundant the layers of a model are on a text."""
+
+from typing import TYPE_CHECKING, Literal
+
+from depthcut.errors import RecordError, nearest
+from depthcut.frames import Row, data_frame, html_table
+from depthcut.records.base import Origin, Record
+from depthcut.records.blocks import layers_in_words
+from depthcut.records.facts import ModelFacts, TextFacts
+from depthcut.settings import LoadSettings, SurveySettings, Tokens
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class Scores(Record, frozen=True, kw_only=True):
+    """One criterion, at the last or at all tokens: a score for each block, low = redundant."""
+
+    criterion: str
+    tokens: Tokens
+    scope: Literal["block", "layer"]
+    """block: every block [start, start + size); layer: single layers only, whose scores add up."""
+    paper: str
+    mean: tuple[tuple[float, ...], ...]
+    """mean[start][size - 1]; a criterion of scope layer has one entry for each start."""
+    stderr: tuple[tuple[float, ...], ...]
+    """Standard error of the mean over sequences, same shape."""
+    per_sequence: bytes
+    """float32, little endian, (sequences, entries of mean in reading order): for paired errors."""
+
+
+class Survey(Record, frozen=True, kw_only=True):
+    """How redundant the layers of a model are on a text."""
+
+    kind: Literal["survey"] = "survey"
+    origin: Origin
+    model: ModelFacts
+    text: TextFacts
+    settings: SurveySettings
+    load: LoadSettings
+    norms: tuple[float, ...]
+    """Mean Euclidean norm of the residual stream at each depth 0..L, over all tokens."""
+    scores: tuple[Scores, ...]
+
+    def find(self, criterion: str, tokens: Tokens) -> Scores:
+        """The scores of one criterion.
+
+        Raises:
+            RecordError: The survey has none of that name.
+        """
+        for scores in self.scores:
+            if (scores.criterion, scores.tokens) == (criterion, tokens):
+                return scores
+        known = sorted({scores.criterion for scores in self.scores})
+        raise RecordError(
+            f"no criterion {criterion!r} for tokens {tokens!r} in the survey"
+            f"{nearest(criterion, known)}; it has {', '.join(known)}"
+        )
+
+    def to_frame(self) -> "DataFrame":
+        """One row for each criterion and block [start, stop); needs pandas."""
+        rows = [
+            (each.criterion, each.tokens, start, start + size, score, stderr)
+            for each in self.scores
+            for start, row in enumerate(each.mean)
+            for size, (score, stderr) in enumerate(
+                zip(row, each.stderr[start], strict=True), start=1
+            )
+        ]
+        return data_frame(("criterion", "tokens", "start", "stop", "score", "stderr"), rows)
+
+    def _repr_html_(self) -> str:
+        rows: list[Row] = []
+        for each in self.scores:
+            sizes = (1, 2, 4, 8, 16, 32) if each.scope == "block" else (1,)
+            for size in (size for size in sizes if size < self.model.layers):
+                starts = [start for start, row in enumerate(each.mean) if len(row) >= size]
+                best = min(starts, key=lambda start: each.mean[start][size - 1])
+                score, stderr = each.mean[best][size - 1], each.stderr[best][size - 1]
+                words = layers_in_words([(best, best + size)])
+                rows.append((each.criterion, each.tokens, words, score, stderr))
+        caption = (
+            f"Survey of {self.model.source}: the most redundant of {self.model.layers} layers "
+            f"on {self.text.tokens:,} tokens of {self.text.source}"
+        )
+        return html_table(caption, ("criterion", "tokens", "block", "score", "± stderr"), rows)

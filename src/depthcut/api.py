@@ -119,6 +119,8 @@ def plan(
         record = plan_from_survey(source, settings)
     else:
         record = plan_by_hand(_facts_to_plan(source, load), settings)
+    if isinstance(source, str | Path):
+        _refuse_impossible(source, record, load)
     if out is not None:
         write_record(record, out, overwrite=overwrite)
     return record
@@ -147,7 +149,8 @@ def slice(
         shard_bytes: At most so many bytes in a weight file; default: the parent's files.
         other_model: Whether the plan may come from another model of the same shape. A GGUF file
             may always be cut into another by such a plan.
-        link: Share bytes with the parent instead of copying them, where the file system can.
+        link: Share bytes with the parent instead of copying them, where the file system can. A
+            file that becomes a hard link is one with the parent's: who writes into it changes both.
         base: For an adapter: its cut base, as PEFT shall find it.
         load: Revision of a hub model, and whether code that comes with the model may run.
 
@@ -195,6 +198,7 @@ def slice(
         plan,
         out,
         shard_bytes=shard_bytes,
+        source=str(model),
         other_model=other_model or _is_of_gguf(plan, model),
         link=link,
         verify=prove,
@@ -205,7 +209,6 @@ def verify(
     folder: str | Path,
     *,
     against: str | Path | None = None,
-    other_model: bool = False,
     loading: bool = True,
     load: LoadSettings | None = None,
 ) -> Verification:
@@ -213,8 +216,7 @@ def verify(
 
     Args:
         folder: A folder that `slice` wrote.
-        against: The parent; default: the model that the plan names.
-        other_model: Whether it was cut by the plan of another model of the same shape.
+        against: The parent; default: the one that its record names.
         loading: Also prove that transformers builds the model from it, layer for layer as in the
             parent. Imports torch; reads no weights.
         load: Revision of a hub model, and whether code that comes with the model may run.
@@ -231,16 +233,16 @@ def verify(
     folder, load = Path(folder), load or LoadSettings()
     if folder.is_file() or is_adapter(folder):
         raise SettingsError(f"{folder} is no sliced checkpoint: only such a folder can be proved")
-    plan = read_record(folder / RECORD_FILE, SliceRecord).plan
-    source = plan.model.source if against is None else against
+    record_of_slice = read_record(folder / RECORD_FILE, SliceRecord)
+    plan = record_of_slice.plan
+    source = record_of_slice.parent.source if against is None else against
     try:
         parent = locate(source, load)
     except SourceError as error:
         if against is not None:
             raise
         raise SourceError(f"{error}; name the model that was cut with --against") from error
-    other_model = other_model or _is_of_gguf(plan, source)
-    record = verify_slice(folder, parent, other_model=other_model)
+    record = verify_slice(folder, parent)
     if loading:
         from depthcut.model.verification import check_build
 
@@ -384,7 +386,8 @@ def _slice_gguf(file: Path, plan: Plan, out: Path) -> SliceRecord:
     from depthcut.slicing.layout import check_plan
 
     started = time.monotonic()
-    check_plan(plan, gguf_facts(file, source=plan.model.source), str(file), other_model=True)
+    parent = gguf_facts(file, source=str(file))
+    check_plan(plan, parent, str(file), other_model=True)
     added = {
         "version": __version__,
         "change": f"{plan.model.layers} layers {plan.change}",
@@ -394,7 +397,9 @@ def _slice_gguf(file: Path, plan: Plan, out: Path) -> SliceRecord:
     slice_gguf(file, plan.kept_layers, out, added=own)
     inputs = inputs_digest("slice gguf", plan.origin.inputs, *plan.slices)
     result = gguf_facts(out, source=str(out))
-    return SliceRecord(origin=Origin.since(started, inputs=inputs), plan=plan, result=result)
+    return SliceRecord(
+        origin=Origin.since(started, inputs=inputs), plan=plan, parent=parent, result=result
+    )
 
 
 def _facts_to_plan(source: ModelFacts | str | Path, load: LoadSettings | None) -> ModelFacts:
@@ -409,6 +414,18 @@ def _facts_to_plan(source: ModelFacts | str | Path, load: LoadSettings | None) -
         with contextlib.suppress(ArchitectureError):  # perhaps transformers knows it
             return gguf_facts(file, source=str(source))
     return facts(source, load=load)
+
+
+def _refuse_impossible(source: str | Path, plan: Plan, load: LoadSettings | None) -> None:
+    """Raise ArchitectureError where the config of a plan's model cannot say it."""
+    from depthcut.checkpoint.folder import open_checkpoint
+    from depthcut.model.sources import EMBEDDED, gguf_file, locate
+    from depthcut.slicing.layout import refuse_computed
+
+    if source == EMBEDDED or gguf_file(source) is None:
+        checkpoint = open_checkpoint(locate(source, load or LoadSettings()))
+        refuse_computed(checkpoint)
+        checkpoint.cut_config(plan.kept_layers)
 
 
 def _is_of_gguf(plan: Plan, source: str | Path) -> bool:

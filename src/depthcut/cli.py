@@ -81,6 +81,7 @@ def plan(
     from_mergekit: Path | None = None,
     settings: PlanSettings = PlanSettings(),
     revision: str | None = None,
+    allow_pickle: bool = False,
     common: Common = COMMON,
 ) -> None:
     """Choose the layers to remove: from a survey and a budget, by hand, or by a recipe.
@@ -90,6 +91,7 @@ def plan(
         mergekit: Also write the same cut as a mergekit passthrough recipe (YAML).
         from_mergekit: Take the layers of a mergekit passthrough recipe, in its order, with repeats.
         revision: Branch, tag or commit of a hub model.
+        allow_pickle: Read .bin weights too, by torch's weights-only loader, into the cache.
     """
     from depthcut import api
     from depthcut.files import refuse_existing, write_file
@@ -98,7 +100,11 @@ def plan(
     for path in filter(None, (out, mergekit)):
         refuse_existing(path)
     record = api.plan(
-        source, settings, mergekit=from_mergekit, load=LoadSettings(revision=revision), out=out
+        source,
+        settings,
+        mergekit=from_mergekit,
+        load=LoadSettings(revision=revision, allow_pickle=allow_pickle),
+        out=out,
     )
     if mergekit is not None:
         from depthcut.reporting.exports import mergekit_yaml
@@ -111,17 +117,24 @@ def plan(
         show(f"next: depthcut slice {record.model.source} {out} --out pruned")
 
 
-def inspect(model: Model, *, revision: str | None = None, common: Common = COMMON) -> None:
+def inspect(
+    model: Model,
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    common: Common = COMMON,
+) -> None:
     """Show what depthcut sees in a model: its layers, what its config says of them, what must stay.
 
     Args:
         model: smollm2, a local folder, a hub id, or a .gguf file.
         revision: Branch, tag or commit of a hub model.
+        allow_pickle: Read .bin weights too, by torch's weights-only loader, into the cache.
     """
     from depthcut import api
 
     _use_token(common.token)
-    record = api.inspect(model, load=LoadSettings(revision=revision))
+    record = api.inspect(model, load=LoadSettings(revision=revision, allow_pickle=allow_pickle))
     if not _print_json(record, common):
         from depthcut.reporting.terminal import inspection_tables, show
 
@@ -138,6 +151,7 @@ def slice_(
     link: bool = False,
     base: str | None = None,
     revision: str | None = None,
+    allow_pickle: bool = False,
     trust_remote_code: bool = False,
     common: Common = COMMON,
 ) -> None:
@@ -151,16 +165,20 @@ def slice_(
         shard_bytes: Largest weight file, such as 5GB; default: the files of the model.
         other_model: The plan may come from another model of the same shape, such as the one that
             this is a quantised copy of.
-        link: Share bytes with the model instead of copying them, where the file system can.
+        link: Share bytes with the model instead of copying them, where the file system can. Who
+            writes into a file that became a hard link changes the model too.
         base: For an adapter: the folder or hub id of the cut model that it shall be loaded on.
         revision: Branch, tag or commit of a hub model.
+        allow_pickle: Read .bin weights too, by torch's weights-only loader, into the cache.
         trust_remote_code: Allow Python code that comes with the model to run, where it must be
             built to prove the cut.
     """
     from depthcut import api
 
     _use_token(common.token)
-    load = LoadSettings(revision=revision, trust_remote_code=trust_remote_code)
+    load = LoadSettings(
+        revision=revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
     limit = None if shard_bytes is None else _size_bytes(shard_bytes)
     record = api.slice(
         model,
@@ -184,29 +202,29 @@ def verify(
     folder: Annotated[Path, Positional, arg(metavar="DIR")],
     *,
     against: str | None = None,
-    other_model: bool = False,
     no_load: bool = False,
     revision: str | None = None,
+    allow_pickle: bool = False,
     trust_remote_code: bool = False,
     common: Common = COMMON,
 ) -> None:
     """Prove that a sliced folder holds what its plan makes of the model, byte for byte.
 
     Args:
-        folder: A folder that depthcut slice wrote.
-        against: The model that was cut; default: the one that the plan names.
-        other_model: It was cut by the plan of another model of the same shape.
+        folder: A checkpoint folder that depthcut slice wrote (no .gguf file, no adapter).
+        against: The model that was cut; default: the one that its record names.
         no_load: Do not build the model with transformers (no weights are read in any case).
         revision: Branch, tag or commit of a hub model.
+        allow_pickle: Read .bin weights too, by torch's weights-only loader, into the cache.
         trust_remote_code: Allow Python code that comes with the model to run.
     """
     from depthcut import api
 
     _use_token(common.token)
-    load = LoadSettings(revision=revision, trust_remote_code=trust_remote_code)
-    record = api.verify(
-        folder, against=against, other_model=other_model, loading=not no_load, load=load
+    load = LoadSettings(
+        revision=revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
+    record = api.verify(folder, against=against, loading=not no_load, load=load)
     if not _print_json(record, common):
         from depthcut.reporting.terminal import show, verification_lines
 

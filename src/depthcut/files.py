@@ -18,7 +18,7 @@ from depthcut.errors import OutputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EIO),
 )

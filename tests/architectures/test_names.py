@@ -217,3 +217,12 @@ def test_what_may_be_a_wildcard_or_an_expression_is_refused_where_they_differ() 
     assert names.renumbered(["model.layers.3.*"]) == []
     with pytest.raises(ArchitectureError, match="names layers by number"):
         names.renumbered(["model.layers.2.*"])  # as an expression also 20 to 23
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.6.eh_proj", "model.layers.6*", r"re:.*layers\.6\..*"]
+)
+def test_names_of_layers_that_only_predict_further_tokens_go(name: str) -> None:
+    # The lists of quantised DeepSeek and GLM checkpoints name the layer behind the stack.
+    names = ModuleNames(("model.layers",), Cut(6, (0, 1), extra=1))
+    assert names.renumbered([name, "lm_head"]) == ["lm_head"]

@@ -1,9 +1,12 @@
 """The table of architectures, and configs cut as data."""
 
+import copy
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from depthcut.architectures.configs import cut_config, find_architecture, hidden_size, layer_count
 from depthcut.architectures.table import ARCHITECTURES
@@ -147,7 +150,7 @@ def test_both_names_of_the_layer_count_are_cut() -> None:
         layer_count({**config, "num_hidden_layers": 5}, ARCHITECTURES["gpt2"])
 
 
-@pytest.mark.parametrize("count", [None, "6", 0, -1, 6.0, True, []])
+@pytest.mark.parametrize("count", ["6", 0, -1, 6.0, True, []])
 def test_a_layer_count_must_be_a_positive_number(count: object) -> None:
     with pytest.raises(CheckpointError, match="num_hidden_layers as one positive number"):
         layer_count({"num_hidden_layers": count}, ARCHITECTURES["llama"])
@@ -171,3 +174,82 @@ def test_a_config_without_model_type_is_refused(config: dict) -> None:
 def test_an_unknown_model_type_without_a_stack_is_refused() -> None:
     with pytest.raises(ArchitectureError, match=r"'lama' is not .*did you mean llama.*0 numbered"):
         find_architecture({"model_type": "lama", "num_hidden_layers": 2})
+
+
+def test_offers_of_a_period_are_such_as_the_class_takes() -> None:
+    # JambaConfig refuses an offset that is not below its period.
+    for kept in itertools.combinations(range(16), 3):
+        config = {"model_type": "jamba", "num_hidden_layers": 16, "num_experts": 1}
+        try:
+            cut = cut_config(config, kept)
+        except ArchitectureError:
+            continue
+        left = AutoConfig.for_model(**cut)
+        whole = AutoConfig.for_model(**config)
+        assert left.layers_block_type == [whole.layers_block_type[layer] for layer in kept]
+
+
+LISTS = (
+    *("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers"),
+    *("indexer_types", "activation_sparsity_pattern", "layer_rope_theta"),
+)
+
+
+@pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) & set(CONFIG_MAPPING)))
+def test_lists_that_a_sparse_config_leaves_to_its_class_are_cut(model_type: str) -> None:
+    """As on the hub: a config that says little more than how many layers there are."""
+    entry = ARCHITECTURES[model_type]
+    layers = 54 if model_type == "zamba2" else 12
+    part = {entry.count[0]: layers}
+    config = {"model_type": model_type, **({entry.decoder: part} if entry.decoder else part)}
+    whole = lists_of(config, entry.decoder, layers)
+    for kept in ([*range(3), *range(5, layers)], [*range(1, layers)], [*range(layers - 2)]):
+        try:
+            cut = cut_config(config, kept)
+        except ArchitectureError:
+            continue
+        left = lists_of(cut, entry.decoder, len(kept))
+        assert left.keys() >= whole.keys()
+        for key, values in whole.items():
+            expected = [values[layer] for layer in kept]
+            if key == "layer_rope_theta":  # the models ask only whether there is one
+                expected, left[key] = [*map(bool, expected)], [*map(bool, left[key])]
+            assert left[key] == expected, key
+
+
+def lists_of(config: dict, decoder: str, layers: int) -> dict[str, list]:
+    """The lists with an entry for each layer that the config class makes of a config."""
+    try:
+        made = CONFIG_MAPPING[config["model_type"]](**copy.deepcopy(config))
+    except Exception:  # defaults that do not go together
+        return {}
+    part = getattr(made, decoder) if decoder else made
+    found = {key: getattr(part, key, None) for key in LISTS}
+    return {
+        key: list(value)
+        for key, value in found.items()
+        if isinstance(value, list) and len(value) == layers
+    }
+
+
+def test_an_empty_list_is_as_good_as_none() -> None:
+    # Llama 4's config.json holds "no_rope_layers": [].
+    config = {"model_type": "llama4_text", "num_hidden_layers": 8, "no_rope_layers": []}
+    assert cut_config(config, [0, 2, 3])["no_rope_layers"] == [1, 1, 0]
+
+
+def test_a_count_of_dense_layers_is_lowered_beside_the_list() -> None:
+    # Other readers of the checkpoint may know the number only.
+    config = {"model_type": "deepseek_v32", "num_hidden_layers": 6, "first_k_dense_replace": 3}
+    assert cut_config(config, [0, 2, 4, 5])["first_k_dense_replace"] == 2
+
+
+def test_a_decoder_without_a_model_type_has_the_fields_of_its_class() -> None:
+    config = {"model_type": "gemma3", "text_config": {"num_hidden_layers": 12}}
+    types = cut_config(config, [*range(5), *range(6, 12)])["text_config"]["layer_types"]
+    assert types.count("full_attention") == 1
+
+
+def test_a_window_that_is_off_does_not_hinder_repeats() -> None:
+    config = {"model_type": "qwen2", "num_hidden_layers": 24, "max_window_layers": 21}
+    assert cut_config(config, [*range(24), *range(8, 24)])["num_hidden_layers"] == 40

@@ -88,7 +88,7 @@ def make_run(
     return Run(
         survey=survey,
         plan=chosen,
-        slice=SliceRecord(origin=ORIGIN, plan=chosen, result=result),
+        slice=SliceRecord(origin=ORIGIN, plan=chosen, parent=chosen.model, result=result),
         heal=make_heal(result, healed) if heal else None,
         evaluation=evaluation,
     )

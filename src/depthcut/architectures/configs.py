@@ -107,12 +107,14 @@ def hidden_size(config: Config, architecture: Architecture) -> int | None:
 def fields_of(config: Config, architecture: Architecture) -> tuple[Field, ...]:
     """What a config may say of its layers, in the order in which it must be cut.
 
-    An entry's own fields come before those that mean the same in every model type.
+    Fields that mean the same in every model type come last, without those whose keys an entry's
+    own fields are responsible for.
     """
     own = architecture.fields
     if architecture.decoder:
-        inner = decoder_config(config, architecture).get("model_type")
-        known = ARCHITECTURES.get(inner) if isinstance(inner, str) else None
+        nested = _is_nested(config, architecture)
+        inner = decoder_config(config, architecture).get("model_type") if nested else None
+        known = ARCHITECTURES.get(inner if isinstance(inner, str) else architecture.inner)
         own += known.fields if known else ()
     taken = {key for field in own for key in field.keys}
     return own + tuple(field for field in KNOWN_FIELDS if taken.isdisjoint(field.keys))
@@ -124,7 +126,7 @@ def cut_config(
     architecture: Architecture | None = None,
     layers: int | None = None,
     *,
-    drops_extra: bool = False,
+    extra: int = 0,
 ) -> dict[str, object]:
     """The config of the model that is made of the layers `kept`, in this order.
 
@@ -135,7 +137,7 @@ def cut_config(
         kept: The old layer of each new one; repeats allowed.
         architecture: Default: the table's.
         layers: How many there are, where the config does not say.
-        drops_extra: Whether layers behind the stack that predict further tokens are left out.
+        extra: How many layers behind the stack only predict further tokens; they are left out.
 
     Raises:
         ArchitectureError: The config cannot say this cut; the message names the field and, where
@@ -147,7 +149,7 @@ def cut_config(
     layers = layer_count(config, architecture) or layers
     if layers is None:
         raise CheckpointError(f"config.json must give {architecture.count[0]}, found nothing")
-    cut = Cut(layers, tuple(kept))
+    cut = Cut(layers, tuple(kept), extra)
     if not cut.kept or not set(cut.kept) <= set(range(layers)):
         raise PlanError(f"the kept layers {list(kept)} must be at least one, out of 0–{layers - 1}")
     if architecture.refusal:
@@ -156,7 +158,7 @@ def cut_config(
         result = _cut(config, architecture, cut)
     except ArchitectureError as error:
         raise ArchitectureError(f"{error}{_nearby(config, architecture, cut)}") from error
-    if drops_extra and EXTRA_LAYERS in decoder_config(result, architecture):
+    if extra and EXTRA_LAYERS in decoder_config(result, architecture):
         path = f"{architecture.decoder}." if _is_nested(result, architecture) else ""
         result = with_value(result, path + EXTRA_LAYERS, 0)
     return result
@@ -219,7 +221,7 @@ def _refuse_unknown_lists(config: Config, fields: Sequence[Field], cut: Cut) -> 
 
 
 def _number(config: Config, keys: Sequence[str]) -> int | None:
-    values = {key: config[key] for key in keys if key in config}
+    values = {key: config[key] for key in keys if config.get(key) is not None}
     if not values:
         return None
     numbers = {

@@ -27,6 +27,8 @@ class Architecture:
     decoder: str = ""
     """The config's key under which the text decoder's own config lies; '': at the top. Its
     fields are those of its model_type."""
+    inner: str = ""
+    """The decoder's model type where its own config, or an older flat one, does not say it."""
     count: tuple[str, ...] = ("num_hidden_layers",)
     """Config keys for the number of layers: the usual one, then its aliases."""
     fields: tuple[Field, ...] = ()

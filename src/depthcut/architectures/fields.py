@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 from depthcut.architectures.values import (
     Config,
     layer_indices,
+    positive,
     short,
     value_at,
     whole_number,
@@ -38,12 +39,17 @@ class Cut:
     """How many there were."""
     kept: tuple[int, ...]
     """The old layer of each new one; any order, repeats allowed."""
+    extra: int = 0
+    """Layers behind the stack that only predict further tokens; they are left out."""
 
 
 class Reference(NamedTuple):
     """A value that points at a layer, and follows it where it goes."""
 
     layer: int
+
+    def __repr__(self) -> str:
+        return f"layer {self.layer}"
 
 
 class Field(Protocol):
@@ -117,6 +123,9 @@ class PerLayerList:
     """Whether the model takes a list with more entries than there are layers."""
     or_one: bool = False
     """Whether a single value instead of a list holds for all layers."""
+    count: str = ""
+    """The source that says how many of the first layers are of the kind `counted`."""
+    counted: object = None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -124,7 +133,7 @@ class PerLayerList:
 
     def read(self, config: Config, layers: int) -> Values | None:
         entries = value_at(config, self.key)
-        if entries is None:
+        if self._is_missing(entries):
             return None if self.default is None else self.default(config, layers)
         if self.or_one and not isinstance(entries, list):
             return None
@@ -139,12 +148,22 @@ class PerLayerList:
         return entries
 
     def write(self, config: Config, values: Values) -> Iterator[Config]:
+        if self.count in config:  # other readers may know no list, only how many come first
+            same = [value == values[0] for value in values]
+            first = len(same) if all(same) else same.index(False)
+            lowered = {**config, self.count: first if values[0] == self.counted else 0}
+            if self.default is not None and _default(self.default, lowered, values) == values:
+                config = lowered
         holds = self.default is not None and _default(self.default, config, values) == values
-        if holds and value_at(config, self.key) is None:
+        if holds and self._is_missing(value_at(config, self.key)):
             yield config
         dropped = () if holds else self.sources
         left = {key: value for key, value in config.items() if key not in dropped}
         yield with_value(left, self.key, values)
+
+    def _is_missing(self, entries: object) -> bool:
+        """Config classes take an empty list for none where they fill it in."""
+        return entries is None or (entries == [] and self.default is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +237,8 @@ class LeadingCount:
     key: str
     default: int | None = None
     """What the config class assumes where the key is missing."""
+    switch: str = ""
+    """The key without which the number means nothing."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -225,6 +246,8 @@ class LeadingCount:
 
     def read(self, config: Config, layers: int) -> Values | None:
         count = whole_number(config, self.key, self.default)
+        if self.switch and not config.get(self.switch):
+            return None
         return None if count is None else [layer < count for layer in range(layers)]
 
     def write(self, config: Config, values: Values) -> Iterator[Config]:
@@ -233,65 +256,34 @@ class LeadingCount:
 
 
 @dataclass(frozen=True, slots=True)
-class TrailingCount:
-    """How many of the last layers are of one kind."""
-
-    key: str
-    default: int | None = None
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (self.key,)
-
-    def read(self, config: Config, layers: int) -> Values | None:
-        count = whole_number(config, self.key, self.default)
-        return None if count is None else [layer >= layers - count for layer in range(layers)]
-
-    def write(self, config: Config, values: Values) -> Iterator[Config]:
-        yield config
-        yield {**config, self.key: sum(map(bool, values))}
-
-
-@dataclass(frozen=True, slots=True)
 class Period:
-    """Every n-th layer is of another kind: those with (layer - offset) % period == 0.
+    """Every n-th layer is of another kind: those with layer % period == offset (Jamba).
 
     Where the kept layers have no period the cut is refused.
     """
 
     key: str
-    default: int | None = None
-    offset: str | int = 0
-    """A number, or the key that gives it; -1: layers p-1, 2p-1, ..."""
-    offset_default: int = 0
+    default: int
+    offset: str
+    offset_default: int
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return (self.key, self.offset) if isinstance(self.offset, str) else (self.key,)
+        return (self.key, self.offset)
 
     def read(self, config: Config, layers: int) -> Values | None:
-        period = whole_number(config, self.key, self.default)
-        if period is None:
-            return None
-        if isinstance(self.offset, str):
-            offset = whole_number(config, self.offset, self.offset_default) or 0
-        else:
-            offset = self.offset
-        if period < 1:
-            raise ArchitectureError(
-                f"config.json: {self.key} must be a positive number, found {period}"
-            )
-        return [(layer - offset) % period == 0 for layer in range(layers)]
+        period = positive(config, self.key, self.default)
+        offset = whole_number(config, self.offset, self.offset_default) or 0
+        return [layer % period == offset for layer in range(layers)]
 
     def write(self, config: Config, values: Values) -> Iterator[Config]:
         yield config
         hits = [layer for layer, value in enumerate(values) if value]
         period = hits[1] - hits[0] if len(hits) > 1 else len(values) + 1
-        for choice in (period, hits[0] + 1) if hits else (period,):
-            offer = {**config, self.key: choice}
-            yield offer
-            if isinstance(self.offset, str):
-                yield {**offer, self.offset: hits[0] % choice if hits else choice - 1}
+        first = hits[0] if hits else len(values)
+        for choice in dict.fromkeys((period, first + 1)):
+            if first < choice:  # the class asks for it
+                yield {**config, self.key: choice, self.offset: first}
 
 
 @dataclass(frozen=True, slots=True)

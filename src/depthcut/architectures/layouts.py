@@ -408,6 +408,9 @@ def _has_attention(config: Config, layers: int) -> bool:
         kinds = config.get(key)
         if isinstance(kinds, list) and kinds:
             return not {kind for kind in kinds if isinstance(kind, str)} <= _WITHOUT_KEYS
+    pattern = config.get("hybrid_override_pattern")
+    if isinstance(pattern, str):
+        return "*" in pattern
     return True
 
 
@@ -435,11 +438,21 @@ def needs_type(key: str, kind: str, why: str, *, at: int | None = None) -> Requi
     return Requirement(why, holds)
 
 
-def hybrids(config: Config, layers: int) -> Values:
-    """Which layers of Zamba share a block of attention."""
-    kinds = config.get("layers_block_type")
-    kinds = kinds if isinstance(kinds, list) and len(kinds) == layers else [None] * layers
-    return [kind == "hybrid" for kind in kinds]
+def hybrids(default: Rule) -> Rule:
+    """Which layers of Zamba share a block of attention.
+
+    Args:
+        default: What fills a missing layers_block_type.
+    """
+
+    def rule(config: Config, layers: int) -> Values:
+        kinds = config.get("layers_block_type")
+        kinds = (
+            kinds if isinstance(kinds, list) and len(kinds) == layers else default(config, layers)
+        )
+        return [kind == "hybrid" for kind in kinds]
+
+    return rule
 
 
 def linear_before_full(config: Config, _: int) -> bool:

@@ -28,7 +28,71 @@ _NESTED = Architecture(
 """The torch path of today, and the names under which today's and older versions save it."""
 _OPT = replace(_NESTED, stacks=("language_model.model.decoder.layers",))
 
-MULTIMODAL_MODELS: dict[str, Architecture] = {
+_INNER_TYPES = {
+    "aya_vision": "cohere2",
+    "blip": "blip_text_model",
+    "blip-2": "opt",
+    "cohere2_vision": "cohere2",
+    "cosmos3_omni": "qwen3_vl_text",
+    "deepseek_vl": "llama",
+    "deepseek_vl_hybrid": "llama",
+    "emu3": "emu3_text_model",
+    "exaone4_5": "exaone4",
+    "fast_vlm": "qwen2",
+    "florence2": "bart",
+    "fuyu": "persimmon",
+    "gemma4_assistant": "gemma4_text",
+    "gemma4_unified_assistant": "gemma4_unified_text",
+    "glm46v": "glm4v_text",
+    "glmga": "glm4v_text",
+    "got_ocr2": "qwen2",
+    "hyperclovax_vision_v2": "hyperclovax",
+    "idefics2": "mistral",
+    "idefics3": "llama",
+    "inkling_mm_model": "inkling_text",
+    "instructblip": "opt",
+    "instructblipvideo": "opt",
+    "internvl": "qwen2",
+    "janus": "llama",
+    "kimi_k25": "deepseek_v3",
+    "kosmos-2": "kosmos_2_text_model",
+    "kosmos-2.5": "kosmos_2_5_text_model",
+    "lfm2_vl": "lfm2",
+    "lfm3_vl": "lfm3",
+    "lighton_ocr": "qwen3",
+    "llava": "llama",
+    "llava_next": "llama",
+    "llava_next_video": "llama",
+    "llava_onevision": "qwen2",
+    "minicpm_ocr": "qwen3_5_text",
+    "minicpmv4_6": "qwen3_5_text",
+    "minicpmv4_7": "qwen3_5_text",
+    "mistral3": "mistral",
+    "mllama": "mllama_text_model",
+    "moss_transcribe_diarize": "qwen3",
+    "musicgen": "musicgen_decoder",
+    "musicgen_melody": "musicgen_melody_decoder",
+    "nemotron_h_omni": "nemotron_h",
+    "ovis2": "qwen2",
+    "paligemma": "gemma",
+    "perception_lm": "llama",
+    "pix2struct": "pix2struct_text_model",
+    "pp_chart2table": "qwen2",
+    "qianfan_ocr": "qwen3",
+    "qwen2_5_omni_thinker": "qwen2_5_omni_text",
+    "qwen3_omni_moe_thinker": "qwen3_omni_moe_text",
+    "shieldgemma2": "gemma3_text",
+    "smolvlm": "llama",
+    "step3p7": "step3p5",
+    "t5gemma2": "t5gemma2_decoder",
+    "video_llama_3": "qwen2",
+    "video_llava": "llama",
+    "vipllava": "llama",
+    "vision-encoder-decoder": "bert",
+}
+"""Model types of decoders that are not the outer one's with _text behind it."""
+
+_ENTRIES: dict[str, Architecture] = {
     **dict.fromkeys(
         (
             *("apertus1p5", "aria", "aya_vision", "cohere2_vision", "cosmos3_edge"),
@@ -152,3 +216,9 @@ MULTIMODAL_MODELS: dict[str, Architecture] = {
         count=("num_hidden_layers", "decoder_layers", "n_layer"),
     ),
 }
+
+MULTIMODAL_MODELS: dict[str, Architecture] = {
+    name: replace(entry, inner=_INNER_TYPES.get(name, f"{name}_text")) if entry.decoder else entry
+    for name, entry in _ENTRIES.items()
+}
+"""Each decoder with the type that its class takes where the config does not say it."""

@@ -121,8 +121,11 @@ class ModuleNames:
         new = [index for index, layer in enumerate(self._cut.kept) if layer in old]
         if self._speaks_of_all(place):
             yield text
-        elif not old or not self._is_ours(found["path"] + found["list"]):
+        elif not self._is_ours(found["path"] + found["list"]):
             raise _cannot(text)
+        elif not old:
+            if not place.layers(self._cut.layers + self._cut.extra):
+                raise _cannot(text)
         elif place.is_pattern:
             yield from self._pattern(place, new)
         elif place.may_be_pattern and (

@@ -132,6 +132,26 @@ def rotary(config: Config, layers: int) -> Values:
     return periodic("no_rope_layer_interval", 4, hit=0, miss=1)(config, layers)
 
 
+def zamba_kinds(config: Config, layers: int) -> Values:
+    """As Zamba: two recurrent layers, a hybrid one, then a period counted from there."""
+    period = positive(config, "attn_layer_period", 6)
+    offset = whole_number(config, "attn_layer_offset", 4) or 0
+    later: Values = [
+        "hybrid" if layer % period == offset else LINEAR for layer in range(layers - 3)
+    ]
+    return [LINEAR, LINEAR, "hybrid", *later][:layers]
+
+
+def zamba2_kinds(_: Config, layers: int) -> Values:
+    """As Zamba 2: a fixed list of 54."""
+    if layers != 54:
+        raise ArchitectureError(
+            f"config.json must give layers_block_type, a list of {layers} entries; add it"
+        )
+    hybrid = {6, 12, 18, 24, 30, 36, 42, 47, 51}
+    return ["hybrid" if layer in hybrid else LINEAR for layer in range(layers)]
+
+
 def by_compression(config: Config, layers: int) -> Values:
     """As DeepSeek-V4: from compress_ratios, else two heavy ones, then light and heavy in turn."""
     ratios = config.get("compress_ratios")

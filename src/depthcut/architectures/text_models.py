@@ -61,6 +61,8 @@ from depthcut.architectures.rules import (
     rotary,
     sliding_from,
     where,
+    zamba2_kinds,
+    zamba_kinds,
 )
 from depthcut.architectures.values import value_at
 
@@ -72,8 +74,17 @@ def _types(default: Rule, *sources: str) -> PerLayerList:
 def _experts(
     key: str | None = None, default: int = 1, frequency: str | None = None
 ) -> PerLayerList:
-    sources = tuple(filter(None, (key, frequency)))
-    return PerLayerList("mlp_layer_types", dense_first(key, default, frequency), sources)
+    return PerLayerList(
+        "mlp_layer_types",
+        dense_first(key, default, frequency),
+        tuple(filter(None, (key, frequency))),
+        count=key or "",
+        counted="dense",
+    )
+
+
+def _sliding_count(default: int | None) -> LeadingCount:
+    return LeadingCount("max_window_layers", default, switch="use_sliding_window")
 
 
 _DECODER = Architecture()
@@ -91,7 +102,7 @@ _ENCODER_DECODER = Architecture(
 )
 
 _SLIDING_FROM = _types(sliding_from("max_window_layers", 28))
-_QWEN2 = (LeadingCount("max_window_layers", default=28), _SLIDING_FROM)
+_QWEN2 = (_sliding_count(28), _SLIDING_FROM)
 _HYBRID_QWEN = _types(
     periodic("full_attention_interval", 4, miss=LINEAR), "full_attention_interval"
 )
@@ -102,9 +113,10 @@ _LAST_IS_FULL = needs_type(
     "the last layer that stays has sliding attention, and the config class makes the last one full",
     at=-1,
 )
+_LAST_FULL_OF_SIX = where(lambda layer, layers: layer % 6 == 5 or layer == layers - 1)
 GEMMA4 = (
-    _types(periodic(None, 6)),
-    shared_keys_and_values(periodic(None, 6)),
+    _types(_LAST_FULL_OF_SIX),
+    shared_keys_and_values(_LAST_FULL_OF_SIX),
     Requirement(
         "a layer that shares keys and values would have no layer of its type before it",
         cached_types_come_first,
@@ -156,7 +168,9 @@ _MUSE = (
     PerLayerList(
         "layer_rope_theta",
         default=lambda config, layers: [
-            0 if (layers - 1 - layer) % 4 == 0 else value_at(config, "rope_parameters.rope_theta")
+            0
+            if (layers - 1 - layer) % 4 == 0
+            else value_at(config, "rope_parameters.rope_theta") or 10000.0  # only: is it 0?
             for layer in range(layers)
         ],
     ),
@@ -244,7 +258,7 @@ TEXT_MODELS: dict[str, Architecture] = {
     ),
     "beam": Architecture(
         fields=(
-            _types(where(lambda layer, layers: layer % 6 == 5 or layer == layers - 1)),
+            _types(_LAST_FULL_OF_SIX),
             _experts(None, 3),
             DependsOnIndex("each layer weighs its residual by its index"),
         )
@@ -316,7 +330,13 @@ TEXT_MODELS: dict[str, Architecture] = {
         stacks=("model.layers", "transformer.h"), count=("num_hidden_layers", "num_layers")
     ),
     "exaone4": Architecture(fields=(_SLIDING_PATTERN,)),
-    "exaone_moe": Architecture(fields=(_SLIDING_PATTERN, _experts("first_k_dense_replace", 1))),
+    "exaone_moe": Architecture(
+        fields=(
+            _SLIDING_PATTERN,
+            _experts("first_k_dense_replace", 1),
+            PerLayerList("is_moe_layer"),
+        )
+    ),
     "falcon": Architecture(stacks=("transformer.h",), count=("num_hidden_layers", "n_layer")),
     "flint": Architecture(
         fields=(
@@ -551,7 +571,7 @@ TEXT_MODELS: dict[str, Architecture] = {
     "qwen2": Architecture(fields=_QWEN2),
     "qwen2_moe": Architecture(
         fields=(
-            LeadingCount("max_window_layers", default=28),
+            _sliding_count(28),
             _types(even_below_window),
             SPARSE_STEP,
         )
@@ -563,7 +583,7 @@ TEXT_MODELS: dict[str, Architecture] = {
             stacks=("model.layers", "model.language_model.layers"), fields=(_HYBRID_QWEN,)
         ),
     ),
-    "qwen3_moe": Architecture(fields=(SPARSE_STEP, LeadingCount("max_window_layers"))),
+    "qwen3_moe": Architecture(fields=(SPARSE_STEP, _sliding_count(None))),
     "qwen3_next": Architecture(fields=(_HYBRID_QWEN, SPARSE_STEP)),
     "qwen4_exp_text": Architecture(
         stacks=("model.layers", "model.language_model.layers"),
@@ -604,7 +624,7 @@ TEXT_MODELS: dict[str, Architecture] = {
         ("qwen2_5_omni_text", "qwen2_5_vl_text", "qwen2_vl_text"),
         Architecture(
             fields=(
-                LeadingCount("max_window_layers", default=80),
+                _sliding_count(80),
                 _types(sliding_from("max_window_layers", 80)),
             )
         ),
@@ -618,7 +638,7 @@ TEXT_MODELS: dict[str, Architecture] = {
         fields=(
             PerLayerList("no_rope_layers", default=rotary, sources=("no_rope_layer_interval",)),
             _types(by_rope(FULL, SLIDING, ("use_sliding_window", "sliding_window"))),
-            LeadingCount("max_window_layers"),
+            _sliding_count(None),
         )
     ),
     "trocr": Architecture(
@@ -639,22 +659,24 @@ TEXT_MODELS: dict[str, Architecture] = {
     "xlstm": Architecture(stacks=("backbone.blocks",), count=("num_hidden_layers", "num_blocks")),
     "zamba": Architecture(
         fields=(
-            PerLayerList("layers_block_type"),
-            ordinal_among(hybrids, _SHARES_BLOCK, most=1),
+            PerLayerList(
+                "layers_block_type", zamba_kinds, ("attn_layer_period", "attn_layer_offset")
+            ),
+            ordinal_among(hybrids(zamba_kinds), _SHARES_BLOCK, most=1),
             Requirement(
                 "only one of the layers that share a block of attention would stay, which its "
                 "class cannot build",
-                lambda config, layers: sum(map(bool, hybrids(config, layers))) != 1,
+                lambda config, layers: sum(map(bool, hybrids(zamba_kinds)(config, layers))) != 1,
             ),
         )
     ),
     "zamba2": Architecture(
         fields=(
             PerLayerList("layer_types"),
-            PerLayerList("layers_block_type"),
+            PerLayerList("layers_block_type", zamba2_kinds),
             IndexList("hybrid_layer_ids"),
             ordinal_among(
-                hybrids,
+                hybrids(zamba2_kinds),
                 "the layers that share a block of attention store their parts of it with the first "
                 "of them, by their ordinal among each other: none of these can go",
                 all_stay=True,
@@ -668,7 +690,7 @@ TEXT_MODELS: dict[str, Architecture] = {
         )
     ),
     # --- the decoders of multimodal models ----------------------------------------------
-    "diffusion_gemma_text": Architecture(fields=(_types(periodic(None, 6)), _LAST_IS_FULL)),
+    "diffusion_gemma_text": Architecture(fields=(_types(_LAST_FULL_OF_SIX), _LAST_IS_FULL)),
     "ernie4_5_vl_moe_text": Architecture(fields=(_experts(),)),
     "glm4v_moe_text": Architecture(fields=(LeadingCount("first_k_dense_replace", default=1),)),
     "glm5_next_text": Architecture(

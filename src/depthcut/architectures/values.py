@@ -39,7 +39,7 @@ def positive(config: Config, key: str, default: int) -> int:
 
 
 def layer_indices(config: Config, key: str, layers: int, *, base: int = 0) -> set[int] | None:
-    """The layers that a list names, counted from `base`; negative ones count from the end.
+    """The layers that a list names, counted from `base`; what is no layer is left out.
 
     Raises:
         ArchitectureError: It is no list of whole numbers.
@@ -51,7 +51,7 @@ def layer_indices(config: Config, key: str, layers: int, *, base: int = 0) -> se
         raise ArchitectureError(
             f"config.json: {key} must be a list of layers, found {short(named)}; correct it"
         )
-    return {(layer % layers if -layers <= layer < 0 else layer) - base for layer in named}
+    return {layer - base for layer in named if base <= layer < layers + base}
 
 
 def value_at(config: Config, key: str) -> object:

@@ -25,27 +25,29 @@ _LONGEST_FRONT = 1 << 18
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def slice_card(parent: Path, plan: Plan, result: ModelFacts, *, name: str, version: str) -> str:
+def slice_card(
+    folder: Path, plan: Plan, parent: ModelFacts, result: ModelFacts, *, name: str, version: str
+) -> str:
     """The README.md of a sliced checkpoint.
 
     Args:
-        parent: The folder that was sliced; its README.md is read where there is one.
+        folder: What was sliced; its README.md is read where there is one.
         plan: What was removed, and why.
+        parent: What `folder` holds.
         result: What is left.
         name: Title of the card.
         version: Of depthcut.
     """
-    kept = kept_front(parent / "README.md", tags=("depthcut", "pruned"))
-    if _is_hub_name(plan.model.source):
-        kept["base_model"] = plan.model.source  # a local folder's: the one that it came from
+    kept = kept_front(folder / "README.md", tags=("depthcut", "pruned"))
+    if _is_hub_name(parent.source):
+        kept["base_model"] = parent.source  # a local folder's: the one that it came from
     header = "".join(  # JSON is YAML
         f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in kept.items()
     )
-    return f"---\n{header}---\n\n{_body(plan, result, name=name, version=version)}"
+    return f"---\n{header}---\n\n{_body(plan, parent, result, name=name, version=version)}"
 
 
-def _body(plan: Plan, result: ModelFacts, *, name: str, version: str) -> str:
-    before = plan.model
+def _body(plan: Plan, before: ModelFacts, result: ModelFacts, *, name: str, version: str) -> str:
     share = 1 - result.parameters / before.parameters if before.parameters else 0.0
     than = "fewer" if share >= 0 else "more"
     return f"""\

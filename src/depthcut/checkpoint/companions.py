@@ -58,7 +58,10 @@ _STALE_NAMES = frozenset(
     }
 )
 _QUANTIZATION_NAMES = frozenset(
-    {"quantize_config.json", "quant_config.json", "hf_quant_config.json"}
+    {
+        *("quantize_config.json", "quant_config.json", "hf_quant_config.json"),
+        "quantization_config.json",
+    }
 )
 """They may name modules by layer."""
 

@@ -123,7 +123,7 @@ class Checkpoint:
             kept,
             self.architecture,
             self.layers,
-            drops_extra=bool(self.extra_layers),
+            extra=len(self.extra_layers),
         )
 
     @property

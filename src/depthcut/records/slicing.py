@@ -14,6 +14,8 @@ class SliceRecord(Record, frozen=True, kw_only=True):
     kind: Literal["slice"] = "slice"
     origin: Origin
     plan: Plan
+    parent: ModelFacts
+    """What was cut: the plan's model, or another one of its shape."""
     result: ModelFacts
 
 

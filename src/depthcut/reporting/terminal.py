@@ -98,11 +98,13 @@ def inspection_tables(record: Inspection) -> RenderableType:
 
 
 def _layers_table(record: Inspection) -> Table:
-    stacks = ", ".join(record.stacks)
-    table = Table("layers", "tensors", "parameters", "bytes", "made of")
+    stacks = escape(", ".join(record.stacks))
+    table = Table(
+        "layers", "tensors", "parameters", "bytes", "made of", title=stacks, title_justify="left"
+    )
     for group in record.layers:
         table.add_row(
-            escape(f"{stacks}[{_span(group.start, group.stop)}]"),
+            _span(group.start, group.stop),
             str(group.tensors),
             amount(group.parameters),
             size(group.size_bytes),
@@ -150,7 +152,7 @@ def plan_table(plan: Plan) -> RenderableType:
 
 def slice_line(record: SliceRecord) -> str:
     """One line on a sliced checkpoint."""
-    before, after = record.plan.model, record.result
+    before, after = record.parent, record.result
     # An adapter, or another quantisation than the plan's, is not compared with the plan's model.
     same = (before.dtype, before.other_parameters) == (after.dtype, after.other_parameters)
     written = (
@@ -176,8 +178,8 @@ def verification_lines(record: Verification) -> str:
     ]
     if record.loads:
         lines.append(
-            f"  transformers builds all {record.result.layers} layers as they were, with no tensor "
-            "missing or left over"
+            f"  transformers builds all {record.result.layers} layers as they were; no tensor is "
+            "missing or left over that was not so in the parent"
         )
     return "\n".join(lines)
 

@@ -90,7 +90,8 @@ def slice_adapter(folder: Path, plan: Plan, out: Path, *, base: str | None = Non
         (working / "README.md").write_text(card, encoding="utf-8")
         write_record(plan, working / PLAN_FILE)
         inputs = inputs_digest("slice adapter", plan.origin.inputs, result.digest, str(base))
-        record = SliceRecord(origin=Origin.since(started, inputs=inputs), plan=plan, result=result)
+        origin = Origin.since(started, inputs=inputs)
+        record = SliceRecord(origin=origin, plan=plan, parent=plan.model, result=result)
         write_record(record, working / RECORD_FILE)
     return record
 

@@ -42,6 +42,7 @@ def slice_checkpoint(
     out: Path,
     *,
     shard_bytes: int | None = None,
+    source: str | None = None,
     other_model: bool = False,
     link: bool = False,
     verify: Callable[[Path], None] | None = None,
@@ -57,6 +58,7 @@ def slice_checkpoint(
         out: The folder to be; it appears whole or not at all.
         shard_bytes: At most so many bytes in a weight file, if no single tensor is larger;
             None: the parent's files, without those that become empty.
+        source: How the user named the folder; default: as the plan does.
         other_model: Whether the plan may come from another model of the same shape, such as the
             one that this is a quantised copy of.
         link: Share bytes with the parent instead of copying them, where the file system can:
@@ -74,9 +76,12 @@ def slice_checkpoint(
     started = time.monotonic()
     refuse_existing(out)
     checkpoint = open_checkpoint(folder)
-    facts = model_facts(checkpoint, source=plan.model.source)
+    facts = model_facts(checkpoint, source=source or plan.model.source)
     check_plan(plan, facts, str(folder), other_model=other_model)
-    architecture, cut = checkpoint.architecture, Cut(facts.layers, plan.kept_layers)
+    architecture, cut = (
+        checkpoint.architecture,
+        Cut(facts.layers, plan.kept_layers, len(checkpoint.extra_layers)),
+    )
     if architecture.assumed and verify is None:
         raise ArchitectureError(
             f"{architecture.assumed[0]}; such a cut must be verified by loading it"
@@ -93,11 +98,12 @@ def slice_checkpoint(
         _write_weights(working, checkpoint, files, link=link)
         checkpoint.refuse_changed()
         result = model_facts(open_checkpoint(working), source=str(out))
-        card = slice_card(folder, plan, result, name=out.name, version=__version__)
+        card = slice_card(folder, plan, facts, result, name=out.name, version=__version__)
         (working / "README.md").write_text(card, encoding="utf-8")
         write_record(plan, working / PLAN_FILE)
         inputs = slice_inputs(plan, shard_bytes=shard_bytes)
-        record = SliceRecord(origin=Origin.since(started, inputs=inputs), plan=plan, result=result)
+        origin = Origin.since(started, inputs=inputs)
+        record = SliceRecord(origin=origin, plan=plan, parent=facts, result=result)
         write_record(record, working / RECORD_FILE)
         if architecture.assumed and verify is not None:
             verify(working)

@@ -216,17 +216,22 @@ def _text(value: object) -> str:
 def _refusals(layers: int, cut: Callable[[tuple[int, ...]], object]) -> tuple[Refusal, ...]:
     """Which layers cannot be removed alone; those for the same reason together."""
     found: dict[str, list[int]] = {}
-    reasons: dict[str, str] = {}
+    reasons: dict[str, list[str]] = {}
     for layer in range(layers if layers > 1 else 0):
         try:
             cut((*range(layer), *range(layer + 1, layers)))
         except ArchitectureError as error:
             reason = str(error).partition("; the nearest removal that works")[0]
             kind = re.sub(r"\[.*\]|[0-9]+", "", reason)
-            reasons.setdefault(kind, reason)
+            reasons.setdefault(kind, []).append(reason)
             found.setdefault(kind, []).append(layer)
     return tuple(
-        Refusal(layers=merged(which), reason=reasons[kind]) for kind, which in found.items()
+        Refusal(
+            layers=merged(which),
+            reason=reasons[kind][0]
+            + (", and alike for the others" if len(set(reasons[kind])) > 1 else ""),
+        )
+        for kind, which in found.items()
     )
 
 

@@ -18,7 +18,7 @@ from depthcut.checkpoint.companions import carry_companions, companions
 from depthcut.checkpoint.copying import merge_ranges
 from depthcut.checkpoint.folder import Checkpoint, model_facts, open_checkpoint
 from depthcut.checkpoint.pieces import Piece
-from depthcut.errors import CheckpointError
+from depthcut.errors import CheckpointError, PlanError
 from depthcut.progress import progress
 from depthcut.records import (
     Origin,
@@ -37,7 +37,7 @@ _NAMED = 3
 """So many findings are told, the others counted."""
 
 
-def verify_slice(folder: Path, parent: Path, *, other_model: bool = False) -> Verification:
+def verify_slice(folder: Path, parent: Path) -> Verification:
     """Prove that a folder holds what its plan makes of `parent`, byte for byte.
 
     Compared are the names, dtypes, shapes and bytes of all tensors, the config, the files that
@@ -46,7 +46,6 @@ def verify_slice(folder: Path, parent: Path, *, other_model: bool = False) -> Ve
     Args:
         folder: A folder that `slice_checkpoint` wrote.
         parent: The checkpoint that it was cut from.
-        other_model: Whether it was cut by the plan of another model of the same shape.
 
     Raises:
         CheckpointError: Something differs: the first findings are named, the others counted. Or
@@ -58,9 +57,14 @@ def verify_slice(folder: Path, parent: Path, *, other_model: bool = False) -> Ve
     record = read_record(folder / RECORD_FILE, SliceRecord)
     plan = record.plan
     source, made = open_checkpoint(parent), open_checkpoint(folder)
-    facts = model_facts(source, source=plan.model.source)
-    check_plan(plan, facts, str(parent), other_model=other_model)
-    cut = Cut(facts.layers, plan.kept_layers)
+    facts = model_facts(source, source=record.parent.source)
+    if facts.digest != record.parent.digest:
+        raise PlanError(
+            f"{folder} was cut from {record.parent.source} (digest {record.parent.digest[:12]}), "
+            f"{parent} is another model (digest {facts.digest[:12]}): name that one with --against"
+        )
+    check_plan(plan, facts, str(parent), other_model=facts.digest != plan.model.digest)
+    cut = Cut(facts.layers, plan.kept_layers, len(source.extra_layers))
     pieces = {
         piece.name: piece
         for piece in kept_pieces(source.tensors.values(), source.architecture, cut)

@@ -66,3 +66,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """' (did you mean X?)' for the closest of the known names, or ''."""
     matches = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+def short(value: object) -> str:
+    """A value for a message, cut to eighty characters."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "lists in lists"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from depthcut.errors import SettingsError, nearest
+from depthcut.errors import SettingsError, nearest, short
 from depthcut.records import LayerSlice
 
 _KEYS: Mapping[str, frozenset[str]] = {
@@ -47,7 +47,7 @@ def read_mergekit(file: Path) -> MergekitRecipe:
     method = recipe.get("merge_method")
     if method != "passthrough":
         raise SettingsError(
-            f"{file}: merge_method {_short(method)} computes new weights; only passthrough, which "
+            f"{file}: merge_method {short(method)} computes new weights; only passthrough, which "
             "arranges layers, can be planned"
         )
     if other := next((key for key in ("models", "modules") if recipe.get(key)), None):
@@ -97,7 +97,7 @@ def _slice(value: object, where: str) -> LayerSlice:
     ):
         raise SettingsError(
             f"{where}: layer_range must be [first, behind the last], counted from 0, found "
-            f"{_short(span)}"
+            f"{short(span)}"
         )
     return LayerSlice(start=span[0], stop=span[1], model=_model(source.get("model"), where))
 
@@ -113,7 +113,7 @@ def _model(value: object, where: str) -> str:
     else:
         path = value
     if not isinstance(path, str) or not path:
-        raise SettingsError(f"{where}: model must be a path or hub id, found {_short(value)}")
+        raise SettingsError(f"{where}: model must be a path or hub id, found {short(value)}")
     if "+" in path and not Path(path).exists():
         raise SettingsError(f"{where}: {path} adds a lora, which changes weights; merge it first")
     return path.partition("@")[0]
@@ -124,7 +124,7 @@ def _refuse_scales(given: Mapping[str, object], where: str) -> None:
     parameters = given.get("parameters")
     if isinstance(parameters, dict) and parameters.get("scale") not in (None, 1):
         raise SettingsError(
-            f"{where}: parameters scale {_short(parameters['scale'])} changes weights; leave it out"
+            f"{where}: parameters scale {short(parameters['scale'])} changes weights; leave it out"
         )
 
 
@@ -153,7 +153,7 @@ def _is_object(value: object) -> TypeGuard[dict[str, object]]:
 
 def _object(value: object, where: str, place: str) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise SettingsError(f"{where} must hold an object, found {_short(value)}")
+        raise SettingsError(f"{where} must hold an object, found {short(value)}")
     known = _KEYS[place]
     if unknown := sorted(str(key) for key in value if key not in known):
         raise SettingsError(
@@ -164,10 +164,5 @@ def _object(value: object, where: str, place: str) -> dict[str, object]:
 
 def _list(value: object, where: str) -> list[object]:
     if not isinstance(value, list) or not value:
-        raise SettingsError(f"{where} must be a list, found {_short(value)}")
+        raise SettingsError(f"{where} must be a list, found {short(value)}")
     return value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,6 +1,6 @@
 """What a config says of the stack, and the config of another stack."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from depthcut.architectures.derived import derive_architecture
 from depthcut.architectures.fields import Cut, Field, PerLayerList, Requirement, cut_field
@@ -157,7 +157,10 @@ def cut_config(
     try:
         result = _cut(config, architecture, cut)
     except ArchitectureError as error:
-        raise ArchitectureError(f"{error}{_nearby(config, architecture, cut)}") from error
+        nearby = nearest_removal(
+            cut, lambda left: _cut(config, architecture, Cut(layers, left, extra))
+        )
+        raise ArchitectureError(f"{error}{nearby}") from error
     if extra and EXTRA_LAYERS in decoder_config(result, architecture):
         path = f"{architecture.decoder}." if _is_nested(result, architecture) else ""
         result = with_value(result, path + EXTRA_LAYERS, 0)
@@ -235,7 +238,13 @@ def _number(config: Config, keys: Sequence[str]) -> int | None:
     return numbers.pop()
 
 
-def _nearby(config: Config, architecture: Architecture, cut: Cut) -> str:
+def nearest_removal(cut: Cut, works: Callable[[tuple[int, ...]], object]) -> str:
+    """For a refusal: the block of as many layers next to the removed ones that could go.
+
+    Args:
+        cut: What was refused.
+        works: Called with the layers that stay; raises ArchitectureError where they cannot.
+    """
     gone = sorted(set(range(cut.layers)) - set(cut.kept))
     if not gone:
         return ""
@@ -243,9 +252,8 @@ def _nearby(config: Config, architecture: Architecture, cut: Cut) -> str:
     starts = range(max(first, 0), min(last, cut.layers - len(gone)) + 1)
     for start in sorted(starts, key=lambda start: (abs(start - gone[0]), start)):
         stop = start + len(gone)
-        kept = (*range(start), *range(stop, cut.layers))
         try:
-            _cut(config, architecture, Cut(cut.layers, kept))
+            works((*range(start), *range(stop, cut.layers)))
         except ArchitectureError:
             continue
         block = f"layers {start}–{stop - 1}" if len(gone) > 1 else f"layer {start}"

@@ -15,12 +15,11 @@ from depthcut.architectures.values import (
     Config,
     layer_indices,
     positive,
-    short,
     value_at,
     whole_number,
     with_value,
 )
-from depthcut.errors import ArchitectureError
+from depthcut.errors import ArchitectureError, short
 
 Values = list[object]
 Rule = Callable[[Config, int], Values]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from depthcut.errors import ArchitectureError
+from depthcut.errors import ArchitectureError, short
 
 Config = Mapping[str, object]
 
@@ -69,9 +69,3 @@ def with_value(config: Config, key: str, value: object) -> dict[str, object]:
         return {**config, name: value}
     part = config.get(name)
     return {**config, name: with_value(part if isinstance(part, Mapping) else {}, rest, value)}
-
-
-def short(value: object) -> str:
-    """A value for a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from depthcut.errors import CheckpointError
+from depthcut.errors import CheckpointError, short
 
 DTYPE_BITS: dict[str, int] = {
     "BOOL": 8,
@@ -191,13 +191,13 @@ def _entry(file: Path, name: str, value: object, *, data_start: int) -> TensorEn
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise broken(f"dtype {dtype!r} is none of {', '.join(DTYPE_BITS)}")
     if not _whole_numbers(shape):
-        raise broken(f"{dtype}, shape {_short(shape)} is not a list of whole numbers")
+        raise broken(f"{dtype}, shape {short(shape)} is not a list of whole numbers")
     if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise broken(f"data_offsets {_short(offsets)} are not a start and an end")
+        raise broken(f"data_offsets {short(offsets)} are not a start and an end")
     needed, given = _size_bytes(dtype, shape), offsets[1] - offsets[0]
     if needed != given:
         wanted = "no whole number of bytes" if needed is None else f"{needed:,} bytes"
-        raise broken(f"{dtype} of shape {_short(shape)} needs {wanted}, its offsets give {given:,}")
+        raise broken(f"{dtype} of shape {short(shape)} needs {wanted}, its offsets give {given:,}")
     return TensorEntry(
         name, dtype, tuple(shape), file, data_start + offsets[0], data_start + offsets[1]
     )
@@ -218,14 +218,6 @@ def _size_bytes(dtype: str, shape: list[int]) -> int | None:
     return bits // 8 if bits % 8 == 0 else None
 
 
-def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except RecursionError:
-        return "lists in lists"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _check_cover(
     file: Path, tensors: list[TensorEntry], *, data_start: int, size_bytes: int
 ) -> None:
@@ -235,7 +227,7 @@ def _check_cover(
             kind = "overlaps the one before it" if entry.start < position else "leaves a gap"
             raise _broken(
                 file,
-                f"tensor {entry.name!r} ({entry.dtype}, shape {_short(list(entry.shape))}) {kind}: "
+                f"tensor {entry.name!r} ({entry.dtype}, shape {short(list(entry.shape))}) {kind}: "
                 f"byte {position - data_start:,} was expected, {entry.start - data_start:,} found",
             )
         position = entry.stop

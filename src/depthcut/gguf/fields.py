@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import ClassVar
 
 from depthcut.architectures.fields import Layout, Offers, Reader, Reference, Values
-from depthcut.architectures.values import Config, short
-from depthcut.errors import ArchitectureError
+from depthcut.architectures.values import Config
+from depthcut.errors import ArchitectureError, short
 
 EXTRA_BLOCKS = "nextn_predict_layers"
 _PATTERN = "attention.sliding_window_pattern"

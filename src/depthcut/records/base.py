@@ -56,11 +56,13 @@ def read_record(path: Path, kind: type[R]) -> R:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError as error:
-        raise RecordError(f"no file {path}: expected a {kind.__name__.lower()} record") from error
+        raise RecordError(
+            f"no file {path}: expected a {kind.__name__.removesuffix('Record').lower()} record"
+        ) from error
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        name, why = kind.__name__.lower(), " ".join(str(error).split())
+        name, why = kind.__name__.removesuffix("Record").lower(), " ".join(str(error).split())
         raise RecordError(f"{path} is not a {name} of this depthcut: {why}") from error
 
 

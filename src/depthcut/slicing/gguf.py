@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from depthcut.architectures.configs import nearest_removal
 from depthcut.architectures.fields import Cut
 from depthcut.checkpoint.copying import ByteRange, write_ranges
 from depthcut.errors import ArchitectureError, CheckpointError, PlanError
@@ -41,8 +42,6 @@ _BUFFERS = re.compile(r"(?:.+\.)?(?:rope_freqs|rope_factors_(?:long|short)|attn_
 _DTYPE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 _DIGEST_BYTES = 4096
 """Of each tensor."""
-_FARTHEST_REMOVAL = 100
-"""Blocks that are tried on the way to one whose removal works."""
 _PROGRESS_BYTES = 1 << 30
 """From this size on a copy may take seconds."""
 
@@ -237,32 +236,17 @@ def cut_changes(model: GgufModel, kept: tuple[int, ...]) -> dict[str, Value]:
         try:
             result = cut_metadata(model.config, model.name, Cut(layers, kept))
         except ArchitectureError as error:
-            raise ArchitectureError(f"{error}{_nearby(model, kept)}") from error
+            nearby = nearest_removal(
+                Cut(model.layers, kept),
+                lambda left: cut_metadata(model.config, model.name, Cut(model.layers, left)),
+            )
+            raise ArchitectureError(f"{error}{nearby}") from error
     changed: dict[str, Value] = {}
     for key, value in result.items():
         if value != model.config[key]:
             assert isinstance(value, int | float | str | tuple)
             changed[model.keys[key]] = value
     return changed
-
-
-def _nearby(model: GgufModel, kept: tuple[int, ...]) -> str:
-    """The block of as many layers next to the removed ones that could go."""
-    gone = sorted(set(range(model.layers)) - set(kept))
-    if not gone:
-        return ""
-    first, last = gone[0] - _FARTHEST_REMOVAL, gone[0] + _FARTHEST_REMOVAL
-    starts = range(max(first, 0), min(last, model.layers - len(gone)) + 1)
-    for start in sorted(starts, key=lambda start: (abs(start - gone[0]), start)):
-        stop = start + len(gone)
-        left = (*range(start), *range(stop, model.layers))
-        try:
-            cut_metadata(model.config, model.name, Cut(model.layers, left))
-        except ArchitectureError:
-            continue
-        block = f"layers {start}–{stop - 1}" if len(gone) > 1 else f"layer {start}"
-        return f"; the nearest removal that works: {block}"
-    return ""
 
 
 @contextlib.contextmanager

@@ -175,6 +175,10 @@ def test_a_plan_of_another_model_can_be_used_on_a_copy_of_the_same_shape(tmp_pat
         slice_checkpoint(copy, plan, tmp_path / "out")
     record = slice_checkpoint(copy, plan, tmp_path / "out", other_model=True)
     assert (record.result.layers, record.result.dtype) == (4, "bfloat16")
+    assert record.parent.dtype == "bfloat16"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert record.parent.digest in card
+    assert "plan.json --other-model --out" in card
     wide = save_tiny(build_tiny("llama", hidden_size=24), tmp_path / "wide")
     with pytest.raises(PlanError, match=r"6 layers of width 48.* has 6 of width 24"):
         slice_checkpoint(wide, plan, tmp_path / "no", other_model=True)

@@ -476,7 +476,14 @@ def cached_types_come_first(config: Config, layers: int) -> bool:
     return set(map(str, types[: layers - shared])) == set(map(str, types))
 
 
-def not_longer_than_the_encoder(config: Config, layers: int) -> bool:
+def _not_longer_than_the_encoder(config: Config, layers: int) -> bool:
     """Caches of these classes have a slot for each layer of the encoder."""
     encoder = whole_number(config, "encoder_layers", 12) or 0
     return layers <= encoder
+
+
+NOT_LONGER_THAN_THE_ENCODER = Requirement(
+    "the model would have more decoder layers than encoder_layers, and the cache of its class has "
+    "no room for them",
+    _not_longer_than_the_encoder,
+)

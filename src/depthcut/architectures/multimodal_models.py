@@ -11,8 +11,8 @@ from depthcut.architectures.fields import IndexList, Requirement
 from depthcut.architectures.layouts import (
     FEATURES_BEHIND_FIRST_LAYERS,
     INJECTED_FEATURES,
+    NOT_LONGER_THAN_THE_ENCODER,
     cross_attention_first,
-    not_longer_than_the_encoder,
 )
 from depthcut.architectures.text_models import EMBEDDINGS_PER_LAYER, GEMMA4
 
@@ -131,13 +131,7 @@ _ENTRIES: dict[str, Architecture] = {
         _NESTED,
         stacks=("model.language_model.decoder.layers",),
         count=("decoder_layers",),
-        fields=(
-            Requirement(
-                "the model would have more decoder layers than encoder_layers, and the cache of "
-                "its class has no room for them",
-                not_longer_than_the_encoder,
-            ),
-        ),
+        fields=(NOT_LONGER_THAN_THE_ENCODER,),
     ),
     "gemma3n": replace(_NESTED, sliced=EMBEDDINGS_PER_LAYER),
     "gemma4": replace(_NESTED, fields=GEMMA4, sliced=EMBEDDINGS_PER_LAYER),

@@ -25,6 +25,7 @@ from depthcut.architectures.layouts import (
     HALVINGS,
     NEIGHBOURS_INDEXERS,
     NO_ATTENTION,
+    NOT_LONGER_THAN_THE_ENCODER,
     SHARED_LATENTS,
     SHARED_SOURCES,
     SPARSE_LIST,
@@ -36,7 +37,6 @@ from depthcut.architectures.layouts import (
     multiple,
     needs_layer,
     needs_type,
-    not_longer_than_the_encoder,
     ordinal_among,
     shared_indexers,
     shared_keys_and_values,
@@ -92,13 +92,7 @@ _GPT = Architecture(stacks=("transformer.h",), count=("n_layer", "num_hidden_lay
 _ENCODER_DECODER = Architecture(
     stacks=("model.decoder.layers",),
     count=("decoder_layers",),
-    fields=(
-        Requirement(
-            "the model would have more decoder layers than encoder_layers, and the cache of its "
-            "class has no room for them",
-            not_longer_than_the_encoder,
-        ),
-    ),
+    fields=(NOT_LONGER_THAN_THE_ENCODER,),
 )
 
 _SLIDING_FROM = _types(sliding_from("max_window_layers", 28))

@@ -49,6 +49,7 @@ def slice_card(
 
 def _body(plan: Plan, before: ModelFacts, result: ModelFacts, *, name: str, version: str) -> str:
     share = 1 - result.parameters / before.parameters if before.parameters else 0.0
+    other = "" if before.digest == plan.model.digest else " --other-model"
     than = "fewer" if share >= 0 else "more"
     return f"""\
 # {name}
@@ -81,7 +82,7 @@ tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")
 ## Make it again
 
 ```
-depthcut slice {before.source} plan.json --out NEW_FOLDER
+depthcut slice {before.source} plan.json{other} --out NEW_FOLDER
 ```
 """
 

@@ -174,7 +174,8 @@ def verification_lines(record: Verification) -> str:
         f"{record.folder} is what its plan makes of {record.parent.source}:",
         f"  {record.tensors:,} tensors, {size(record.tensor_bytes)}: every byte the parent's "
         f"({duration(seconds)}{rate})",
-        f"  {record.config_values:,} values of config.json, {record.companions} files beside it",
+        f"  {record.config_values:,} values of config.json, "
+        f"{record.companions} file{'s' * (record.companions != 1)} beside it",
     ]
     if record.loads:
         lines.append(

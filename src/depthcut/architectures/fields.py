@@ -241,7 +241,7 @@ class LeadingCount:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return (self.key,)
+        return (self.key, self.switch) if self.switch else (self.key,)
 
     def read(self, config: Config, layers: int) -> Values | None:
         count = whole_number(config, self.key, self.default)

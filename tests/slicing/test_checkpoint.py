@@ -163,7 +163,9 @@ def test_layers_can_be_repeated_and_reordered(
 def test_a_reordered_leading_count_is_refused(tmp_path: Path) -> None:
     parent = parent_of(tmp_path, "qwen2", use_sliding_window=True, max_window_layers=3)
     plan = arranged(plan_without(parent.folder, (2,)), (3, 6), (0, 3))
-    with pytest.raises(ArchitectureError, match="max_window_layers and use_sliding_window would have to give"):
+    with pytest.raises(
+        ArchitectureError, match="max_window_layers and use_sliding_window would have to give"
+    ):
         slice_checkpoint(parent.folder, plan, tmp_path / "out")
 
 

@@ -146,3 +146,12 @@ def test_the_printed_recipe_can_be_run_as_it_is(depthcut: Callable[..., Outcome]
     code, out, _ = depthcut("recipe")
     assert code == 0
     assert out.startswith("# A recipe")
+
+
+def test_a_csv_without_its_criterion_is_refused_before_anything_is_loaded(
+    depthcut: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    options = ("--out", tmp_path / "survey.json", "--csv", tmp_path / "a.csv")
+    code, _, err = depthcut("survey", "no-such-model", *options, "--criteria", "cosine", "cka")
+    assert code == 2
+    assert err == "depthcut: --csv holds angular distances: add angular to --criteria\n"

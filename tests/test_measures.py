@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthcut.measures import DepthPairs, angular_distance
+from depthcut import measures
+from depthcut.measures import DepthPairs, angular_distance, centred_alignments
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -122,3 +123,37 @@ def test_the_states_are_left_as_they_are() -> None:
     DepthPairs.of([before, after])
     assert torch.equal(before, copies[0])
     assert torch.equal(after, copies[1])
+
+
+def test_alignment_sees_through_rotation_scale_and_shift_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    states = torch.randn(200, 64).double()
+    rotation = torch.linalg.qr(torch.randn(64, 64).double()).Q
+    found = centred_alignments([states, 3 * states @ rotation + 5, torch.randn(200, 64).double()])
+    assert found[0, 1] == pytest.approx(1, abs=1e-9)
+    assert abs(found[0, 2]) < 0.02
+    assert torch.equal(found, found.T)
+
+
+def test_alignment_of_few_tokens_of_great_width_is_not_taken_for_likeness() -> None:
+    # The biased estimator says 0.95 here.
+    torch.manual_seed(0)
+    found = centred_alignments([torch.randn(20, 2000), torch.randn(20, 2000)])
+    assert abs(found[0, 1]) < 0.2
+
+
+def test_alignment_does_not_depend_on_how_many_rows_are_taken_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    states = list(torch.randn(4, 23, 8).cumsum(0))
+    whole = centred_alignments(states)
+    monkeypatch.setattr(measures, "_GRAM_BYTES", 5 * 8 * 4 * 23)
+    torch.testing.assert_close(centred_alignments(states), whole, rtol=1e-12, atol=0)
+
+
+def test_states_that_are_all_equal_are_aligned_with_nothing() -> None:
+    found = centred_alignments([torch.ones(5, 3), torch.randn(5, 3)])
+    assert found[0].tolist() == [0, 0]
+    with pytest.raises(ValueError, match="3 tokens: CKA needs at least 4"):
+        centred_alignments([torch.ones(3, 3)])

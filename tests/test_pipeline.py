@@ -209,3 +209,12 @@ def test_the_python_functions_take_models_and_strings_in_memory(
     )
     assert evaluation.comparisons[0].loss_difference.value == 0.0
     assert all(torch.equal(weights[name], each) for name, each in model.state_dict().items())
+
+
+def test_a_plan_by_a_criterion_that_is_not_surveyed_is_refused_before_the_survey(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    asked = msgspec.structs.replace(recipe, plan=PlanSettings(drop=2, criterion="cka"))
+    with pytest.raises(SettingsError, match="add cka to the survey's criteria"):
+        run(asked, tmp_path / "run")
+    assert not (tmp_path / "run" / "survey.json").exists()

@@ -61,6 +61,8 @@ def survey(
     _use_token(common.token)
     for path in filter(None, (out, csv)):
         refuse_existing(path)
+    if csv is not None and not {"angular", "all"} & set(settings.criteria):
+        raise SettingsError("--csv holds angular distances: add angular to --criteria")
     record = api.survey(model, settings, load=load, out=out)
     if csv is not None:
         from depthcut.reporting.exports import survey_csv

@@ -1,4 +1,4 @@
-"""Tensor maths of the residual stream: angles between depths. No models, no files."""
+"""Tensor maths of the residual stream: how far depths are apart. No models, no files."""
 
 import math
 from collections.abc import Sequence
@@ -89,15 +89,27 @@ class DepthPairs:
         return cls(norms, chords.clamp_(0, 4))
 
     @cached_property
-    def block_angles(self) -> Tensor:
-        """Between what enters and what leaves each block, (tokens, blocks), radians, 0 to pi.
+    def block_squared_chords(self) -> Tensor:
+        """Those between what enters and what leaves each block, (tokens, blocks).
 
         Blocks in reading order: [0, 1), [0, 2) … [0, L), [1, 2) …
         """
         depths = self.norms.shape[-1]
-        start, stop = torch.triu_indices(depths, depths, 1, device=self.norms.device)
-        squares = self.squared_chords.flatten(1).index_select(1, start * depths + stop)
-        return squares.sqrt_().div_(2).arcsin_().mul_(2)
+        start, stop = self._block_ends
+        return self.squared_chords.flatten(1).index_select(1, start * depths + stop)
+
+    @cached_property
+    def block_angles(self) -> Tensor:
+        """Between what enters and what leaves each block, (tokens, blocks), radians, 0 to pi."""
+        return self.block_squared_chords.sqrt().div_(2).arcsin_().mul_(2)
+
+    @cached_property
+    def block_changes(self) -> Tensor:
+        """Euclidean norm of what each block adds, over that of what leaves it, (tokens, blocks)."""
+        start, stop = self._block_ends
+        norms = self.norms.double()
+        before, after = norms[:, start], norms[:, stop]
+        return _third_side(before, after, self.block_squared_chords) / after
 
     @cached_property
     def layer_squared_chords(self) -> Tensor:
@@ -108,6 +120,61 @@ class DepthPairs:
     def layer_additions(self) -> Tensor:
         """Euclidean norm of what each layer adds to the stream, (tokens, layers)."""
         norms = self.norms.double()
-        before, after = norms[:, :-1], norms[:, 1:]
-        # The law of cosines, in the form that survives small angles.
-        return ((after - before) ** 2 + before * after * self.layer_squared_chords).sqrt()
+        return _third_side(norms[:, :-1], norms[:, 1:], self.layer_squared_chords)
+
+    @cached_property
+    def _block_ends(self) -> tuple[Tensor, Tensor]:
+        depths = self.norms.shape[-1]
+        start, stop = torch.triu_indices(depths, depths, 1, device=self.norms.device)
+        return start, stop
+
+
+def _third_side(first: Tensor, second: Tensor, squared_chords: Tensor) -> Tensor:
+    """Length of the difference of two vectors, by the law of cosines as small angles survive it."""
+    return ((second - first) ** 2 + first * second * squared_chords).sqrt()
+
+
+_GRAM_BYTES = 64 << 20
+"""Of all depths' Gram matrices that exist at once."""
+
+
+def centred_alignments(states: Sequence[Tensor]) -> Tensor:
+    """Linear CKA between all pairs of depths of one sequence.
+
+    Kornblith et al. 2019 (arXiv:1905.00414), with the unbiased estimator of HSIC as in Nguyen et
+    al. 2020 (arXiv:2010.15327), since a sequence has few tokens against its width: the biased
+    one is near 1 for states that have nothing in common.
+
+    Args:
+        states: At each depth, (tokens, hidden), any float dtype; at least 4 tokens.
+
+    Returns:
+        (depths, depths) float64: 1 the same up to rotation, scale and shift, 0 unrelated; a
+        little below 0 by chance. States that are all equal are unrelated to any.
+
+    Raises:
+        ValueError: Fewer than 4 tokens, for which the estimator is not defined.
+    """
+    tokens = len(states[0])
+    if tokens < 4:
+        raise ValueError(f"{tokens} tokens: CKA needs at least 4")
+    device = torch.device("cpu") if states[0].device.type == "mps" else states[0].device
+    centred = torch.stack([state.to(device).double() for state in states])
+    centred -= centred.mean(dim=1, keepdim=True)  # changes nothing but the rounding
+    depths = len(centred)
+    products = centred.new_zeros(depths, depths)
+    sums = centred.new_empty(depths, tokens)
+    rows = max(1, _GRAM_BYTES // (8 * depths * tokens))
+    for first in range(0, tokens, rows):
+        some = slice(first, first + rows)
+        grams = centred[:, some] @ centred.mT
+        grams.diagonal(first, dim1=1, dim2=2).zero_()
+        sums[:, some] = grams.sum(dim=2)
+        flat = grams.flatten(1)
+        products += flat @ flat.T
+    totals = sums.sum(dim=1)
+    products -= 2 / (tokens - 2) * (sums @ sums.T)
+    products += totals[:, None] * totals / ((tokens - 1) * (tokens - 2))
+    own = products.diagonal().clamp(min=0).sqrt()
+    scale = own[:, None] * own
+    return torch.where(scale > 0, products / torch.where(scale > 0, scale, 1.0), 0.0)

@@ -106,9 +106,10 @@ class _Stages:
         )
 
     def _survey(self) -> Survey:
-        from depthcut.surveying.inputs import survey_inputs
+        from depthcut.surveying.inputs import refuse_unmeasured, survey_inputs
 
         path, settings = self.folder / "survey.json", self.recipe.survey
+        refuse_unmeasured(settings, self.recipe.plan)
         inputs = survey_inputs(
             self.model.digest, self._text_digest(settings), settings, self.recipe.load
         )

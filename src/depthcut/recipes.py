@@ -115,6 +115,8 @@ def commented_recipe() -> str:
 
 
 def _yaml(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_yaml, value))}]"
     return msgspec.yaml.encode(value).decode().removesuffix("...\n").strip()
 
 

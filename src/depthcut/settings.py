@@ -59,6 +59,9 @@ class TextSettings(Settings, frozen=True, kw_only=True):
 class SurveySettings(TextSettings, frozen=True, kw_only=True):
     """How redundancy is measured."""
 
+    criteria: tuple[str, ...] = ("angular", "block-influence", "relative-magnitude")
+    """What redundancy is measured by, see docs/method.md: angular, cosine, cosine-centred,
+    euclidean, cka, block-influence, relative-magnitude; or all."""
     batch_size: int | None = None
     """Sequences per forward pass; default: chosen from the memory at hand."""
 
@@ -75,7 +78,7 @@ class PlanSettings(Settings, frozen=True, kw_only=True):
     remove: str | None = None
     """The layers to remove by hand, both ends included: 12-18,22."""
     criterion: str = "angular"
-    """What ranks the layers: angular (Gromov et al.), block-influence (ShortGPT) or magnitude."""
+    """What ranks the layers: a criterion that the survey measured, such as angular."""
     tokens: Tokens = "all"
     """Score averaged over all tokens, or at the last token of each sequence only (as the paper)."""
     protect: str | None = None

@@ -128,7 +128,7 @@ def make_survey(
         ),
         scores=tuple(
             make_scores(states, criterion, tokens, numbers)
-            for criterion in ("angular", "block-influence", "magnitude")
+            for criterion in ("angular", "block-influence", "relative-magnitude")
             for tokens in ("last", "all")
         ),
     )
@@ -250,7 +250,7 @@ def _one_sequence(sequence: Sequence[State], criterion: str, scope: str) -> list
             for stop in range(start + 1, layers + 1)
         ]
     pairs = [(sequence[layer], sequence[layer + 1]) for layer in range(layers)]
-    if criterion == "magnitude":
+    if criterion == "relative-magnitude":
         return [
             _norm([b - a for a, b in zip(first, second, strict=True)]) / _norm(first)
             for first, second in pairs

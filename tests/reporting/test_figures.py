@@ -53,7 +53,7 @@ def test_there_is_a_figure_for_everything_measured(run: Run) -> None:
         "heat-map",
         "best-blocks",
         "block-influence",
-        "magnitude",
+        "relative-magnitude",
         "norms",
         "quality-and-speed",
         "healing-loss",
@@ -90,7 +90,7 @@ def test_the_best_block_of_each_size_is_the_lowest(run: Run) -> None:
 def test_layer_scores_and_norms_are_the_records(run: Run) -> None:
     assert run.survey
     figures = figures_of(run)
-    for criterion in ("block-influence", "magnitude"):
+    for criterion in ("block-influence", "relative-magnitude"):
         for row in numbers(figures[criterion]):
             scores = next(
                 each

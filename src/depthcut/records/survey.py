@@ -51,10 +51,16 @@ class Survey(Record, frozen=True, kw_only=True):
         for scores in self.scores:
             if (scores.criterion, scores.tokens) == (criterion, tokens):
                 return scores
-        known = sorted({scores.criterion for scores in self.scores})
+        known = list(dict.fromkeys(scores.criterion for scores in self.scores))
+        if criterion in known:
+            raise RecordError(
+                f"the survey has {criterion} at other tokens only than {tokens!r}: "
+                f"choose --tokens {'last' if tokens == 'all' else 'all'}"
+            )
         raise RecordError(
-            f"no criterion {criterion!r} for tokens {tokens!r} in the survey"
-            f"{nearest(criterion, known)}; it has {', '.join(known)}"
+            f"no criterion {criterion!r} in the survey{nearest(criterion, known)}; it has "
+            f"{', '.join(known)}: choose one of them, or survey again with "
+            f"--criteria {criterion}"
         )
 
     def to_frame(self) -> "DataFrame":

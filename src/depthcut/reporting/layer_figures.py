@@ -11,7 +11,7 @@ from depthcut.reporting.words import score as shown
 
 MEANINGS = {
     "block-influence": "How far a layer turns its input, 1 − mean cosine (ShortGPT)",
-    "magnitude": "How much a layer adds, as a share of what enters it",
+    "relative-magnitude": "How much a layer adds, as a share of what leaves it",
 }
 HEIGHT = 190
 

@@ -14,8 +14,12 @@ ERRORS = 2.0
 
 CRITERIA = {
     "angular": "angular distance",
+    "cosine": "cosine distance",
+    "cosine-centred": "centred cosine distance",
+    "euclidean": "relative Euclidean distance",
+    "cka": "distance by CKA",
     "block-influence": "block influence",
-    "magnitude": "relative magnitude",
+    "relative-magnitude": "relative magnitude",
 }
 """Criteria as people call them."""
 TOKENS = {"last": "last token", "all": "all tokens"}

@@ -1,29 +1,45 @@
-"""What redundancy means: each criterion one function of the states of a token.
+"""What redundancy means: each criterion one function, in one table.
 
 A new criterion is one function and one entry of CRITERIA. Light at import.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from depthcut.errors import SettingsError, nearest
+from depthcut.settings import Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from depthcut.measures import DepthPairs
 
+Needs = Literal["pairs", "centred pairs", "sequence"]
+"""What a criterion's function is given, and what it returns; entries in reading order, float64.
+
+pairs            DepthPairs of some tokens -> (tokens, entries)
+centred pairs    the same of states less the mean of their sequence at each depth
+sequence         the states of a whole sequence at each depth, (tokens, hidden) -> (entries,)
+"""
+
 
 @dataclass(frozen=True)
 class Criterion:
     """A score of blocks or layers; low means redundant."""
 
-    function: "Callable[[DepthPairs], Tensor]"
-    """From tokens to scores, (tokens, entries) float64, entries in reading order."""
+    function: "Callable[..., Tensor]"
+    """As `needs` says."""
+    needs: Needs
     scope: Literal["block", "layer"]
     """block: an entry for every block [start, stop); layer: one for every layer."""
     paper: str
     meaning: str
+    tokens: tuple[Tokens, ...] = ("last", "all")
+    """Where it is defined."""
+    least_tokens: int = 1
+    """Of a sequence; shorter ones say nothing and are passed over."""
 
 
 def angular(pairs: "DepthPairs") -> "Tensor":
@@ -31,12 +47,33 @@ def angular(pairs: "DepthPairs") -> "Tensor":
     return pairs.block_angles / math.pi
 
 
+def cosine(pairs: "DepthPairs") -> "Tensor":
+    """1 - cosine between what enters and what leaves each block, 0 same, 2 opposite."""
+    return pairs.block_squared_chords / 2
+
+
+def euclidean(pairs: "DepthPairs") -> "Tensor":
+    """Norm of what each block adds, over the norm of what leaves it: 0 nothing added."""
+    return pairs.block_changes
+
+
+def cka(states: "Sequence[Tensor]") -> "Tensor":
+    """1 - linear CKA between what enters and what leaves each block, 0 same, 1 unrelated."""
+    from torch import triu_indices
+
+    from depthcut.measures import centred_alignments
+
+    alignments = centred_alignments(states)
+    start, stop = triu_indices(len(alignments), len(alignments), 1)
+    return 1 - alignments[start, stop]
+
+
 def block_influence(pairs: "DepthPairs") -> "Tensor":
     """1 - cosine between what enters and what leaves each layer, 0 same, 2 opposite."""
     return pairs.layer_squared_chords / 2
 
 
-def magnitude(pairs: "DepthPairs") -> "Tensor":
+def relative_magnitude(pairs: "DepthPairs") -> "Tensor":
     """Norm of what each layer adds, over the norm of what leaves it: 0 nothing added."""
     return pairs.layer_additions / pairs.norms[:, 1:]
 
@@ -44,23 +81,84 @@ def magnitude(pairs: "DepthPairs") -> "Tensor":
 CRITERIA: Mapping[str, Criterion] = {
     "angular": Criterion(
         angular,
+        "pairs",
         "block",
         "Gromov et al. 2024, The Unreasonable Ineffectiveness of the Deeper Layers, "
         "arXiv:2403.17887",
         "angle between what enters and what leaves the block, as a share of a half turn: "
         "0 same direction, 1 opposite",
     ),
+    "cosine": Criterion(
+        cosine,
+        "pairs",
+        "block",
+        "Chen et al. 2024, LLM-Streamline, arXiv:2403.19135",
+        "1 - cosine between what enters and what leaves the block: 0 same direction, 2 opposite",
+    ),
+    "cosine-centred": Criterion(
+        cosine,
+        "centred pairs",
+        "block",
+        "the cosine of LLM-Streamline, arXiv:2403.19135, less the common direction of all states "
+        "that Ethayarajh 2019, arXiv:1909.00512, describes",
+        "the same once the mean state of the sequence is taken away at each depth, which is "
+        "common to all tokens and hides what changes",
+    ),
+    "euclidean": Criterion(
+        euclidean,
+        "pairs",
+        "block",
+        "Relative magnitude, in Men et al. 2024, ShortGPT, arXiv:2403.03853, of blocks",
+        "norm of what the block adds over the norm of what leaves it: 0 adds nothing",
+    ),
+    "cka": Criterion(
+        cka,
+        "sequence",
+        "block",
+        "Kornblith et al. 2019, arXiv:1905.00414; unbiased as in Nguyen et al. 2020, "
+        "arXiv:2010.15327",
+        "1 - linear CKA between what enters and what leaves the block: 0 the tokens lie to each "
+        "other as before, 1 unrelated",
+        tokens=("all",),
+        least_tokens=4,
+    ),
     "block-influence": Criterion(
         block_influence,
+        "pairs",
         "layer",
         "Men et al. 2024, ShortGPT, arXiv:2403.03853",
         "1 - mean cosine between what enters and what leaves the layer: 0 same, 2 opposite",
     ),
-    "magnitude": Criterion(
-        magnitude,
+    "relative-magnitude": Criterion(
+        relative_magnitude,
+        "pairs",
         "layer",
         "Relative magnitude, in Men et al. 2024, ShortGPT, arXiv:2403.03853",
         "norm of what the layer adds over the norm of what leaves it: 0 adds nothing",
     ),
 }
-"""By name, as plans ask for them."""
+"""By name, as surveys and plans ask for them."""
+
+
+def chosen(names: Iterable[str]) -> dict[str, Criterion]:
+    """The criteria of these names, in the table's order; "all" is every one.
+
+    Raises:
+        SettingsError: No such criterion, or none asked for.
+    """
+    asked = set(names)
+    if unknown := sorted(asked - {*CRITERIA, "all"}):
+        raise SettingsError(
+            f"no criterion {unknown[0]!r}{nearest(unknown[0], CRITERIA)}: choose from "
+            f"{', '.join(CRITERIA)}, or all"
+        )
+    if not asked:
+        raise SettingsError(f"no criteria: choose from {', '.join(CRITERIA)}, or all")
+    return {name: each for name, each in CRITERIA.items() if name in asked or "all" in asked}
+
+
+def row_widths(criterion: Criterion, layers: int) -> tuple[int, ...]:
+    """How many entries a criterion has for each start: blocks of 1, 2 … layers, or the layer."""
+    if criterion.scope == "layer":
+        return (1,) * layers
+    return tuple(layers - start for start in range(layers))

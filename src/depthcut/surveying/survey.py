@@ -1,10 +1,8 @@
 """One pass over a text: every criterion of every block and layer, with its sampling error."""
 
-import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,8 +16,9 @@ from depthcut.model.states import reading_states
 from depthcut.progress import progress
 from depthcut.records import Origin, Scores, Survey, layers_in_words
 from depthcut.settings import LoadSettings, SurveySettings, Tokens
-from depthcut.surveying.criteria import CRITERIA
+from depthcut.surveying.criteria import Criterion, Needs, chosen, row_widths
 from depthcut.surveying.inputs import survey_inputs
+from depthcut.surveying.scores import Rows, in_rows, scores_of
 from depthcut.text.sequences import Sequences
 
 _CHUNK_BYTES = {"cpu": 2 << 20, "mps": 2 << 20}
@@ -39,11 +38,12 @@ def survey_model(
     standard error over sequences (0 where there is one sequence only).
 
     Raises:
-        SettingsError: Sequences longer than the model's positions, a batch size below 1, or
-            states that overflow the dtype.
+        SettingsError: No such criterion, sequences longer than the model's positions or shorter
+            than a criterion needs, a batch size below 1, or states that overflow the dtype.
         ArchitectureError: The model's layers cannot be found.
     """
     started = time.monotonic()
+    criteria = chosen(settings.criteria)
     longest = max(len(sequence) for sequence in sequences.sequences)
     limit = learned_positions(loaded)
     if limit is not None and longest > limit:
@@ -51,8 +51,9 @@ def survey_model(
             f"sequences of {longest} tokens, but {loaded.facts.source} has {limit} positions: "
             "lower --context"
         )
+    _refuse_short(criteria, longest)
     batch_size = choose_batch_size(loaded, settings, longest)
-    observations = Observations(len(loaded.layers))
+    observations = Observations(len(loaded.layers), criteria)
     with (
         progress("survey", sequences.facts.tokens) as advance,
         reading_states(loaded) as read_states,
@@ -60,7 +61,9 @@ def survey_model(
         for batch in sequences.batches(batch_size):
             states = read_states(batch)
             lengths = batch.mask.sum(dim=1).tolist()
-            observations.add(observe(states, row, length) for row, length in enumerate(lengths))
+            observations.add(
+                observe(states, row, length, criteria) for row, length in enumerate(lengths)
+            )
             advance(sum(lengths), observations.best_block())
     if not observations.finite():
         raise SettingsError(
@@ -98,6 +101,15 @@ def choose_batch_size(loaded: LoadedModel, settings: SurveySettings, longest: in
     )
 
 
+def _refuse_short(criteria: Mapping[str, Criterion], longest: int) -> None:
+    for name, criterion in criteria.items():
+        if longest < criterion.least_tokens:
+            raise SettingsError(
+                f"{name} needs sequences of {criterion.least_tokens} tokens, the longest has "
+                f"{longest}: raise --context, or leave it out of --criteria"
+            )
+
+
 @dataclass(frozen=True)
 class Observation:
     """What one sequence says."""
@@ -105,36 +117,59 @@ class Observation:
     norms: Tensor
     """(depths,) float64, mean over its tokens."""
     scores: dict[tuple[str, Tokens], Tensor]
-    """By criterion and tokens: (entries,) float64."""
+    """By criterion and tokens: (entries,) float64. Not of criteria that it is too short for."""
 
 
-def observe(states: Sequence[Tensor], row: int, length: int) -> Observation:
+def observe(
+    states: Sequence[Tensor], row: int, length: int, criteria: Mapping[str, Criterion]
+) -> Observation:
     """Score one sequence of a batch, chunk by chunk; padding is never read.
 
     Args:
         states: At each depth, (batch, positions, hidden).
         row: Which sequence.
         length: Its tokens; those behind are padding.
+        criteria: By which.
     """
     width, device = states[0].shape[-1], states[0].device
+    if device.type == "mps":  # no float64 there
+        device = torch.device("cpu")
     chunk_bytes = _CHUNK_BYTES.get(device.type, _GPU_CHUNK_BYTES)
     chunk = max(1, chunk_bytes // (4 * len(states) * width))
+    by_token = {name: each for name, each in criteria.items() if each.needs != "sequence"}
+    centre = any(each.needs == "centred pairs" for each in by_token.values())
+    means = [_mean(state[row, :length].to(device)) for state in states] if centre else []
     norms: Tensor | float = 0.0
-    sums: dict[str, Tensor | float] = dict.fromkeys(CRITERIA, 0.0)
+    sums: dict[str, Tensor | float] = dict.fromkeys(by_token, 0.0)
     last: dict[str, Tensor] = {}
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)
-        pairs = DepthPairs.of([state[row, start:stop].to(device) for state in states])
-        norms = norms + pairs.norms.sum(dim=0, dtype=torch.float64)
-        for name, criterion in CRITERIA.items():
-            values = criterion.function(pairs)
+        some = [state[row, start:stop].to(device) for state in states]
+        given: dict[Needs, DepthPairs] = {"pairs": DepthPairs.of(some)}
+        norms = norms + given["pairs"].norms.sum(dim=0, dtype=torch.float64)
+        if centre:
+            centred = [state - mean for state, mean in zip(some, means, strict=True)]
+            given["centred pairs"] = DepthPairs.of(centred)
+        for name, criterion in by_token.items():
+            values = criterion.function(given[criterion.needs])
             sums[name] = sums[name] + values.sum(dim=0)
             last[name] = values[-1]
     scores: dict[tuple[str, Tokens], Tensor] = {}
-    for name in CRITERIA:
-        scores[name, "last"] = last[name]
+    for name, criterion in criteria.items():
+        if length < criterion.least_tokens:
+            continue
+        if criterion.needs == "sequence":
+            whole = [state[row, :length].to(device) for state in states]
+            scores[name, "all"] = criterion.function(whole)
+            continue
+        if "last" in criterion.tokens:
+            scores[name, "last"] = last[name]
         scores[name, "all"] = torch.as_tensor(sums[name]) / length
     return Observation(torch.as_tensor(norms) / length, scores)
+
+
+def _mean(states: Tensor) -> Tensor:
+    return states.mean(dim=0, dtype=torch.float64)
 
 
 @dataclass
@@ -142,7 +177,8 @@ class Observations:
     """Those of all sequences so far, on the CPU."""
 
     layers: int
-    rows: dict[tuple[str, Tokens], list[Tensor]] = field(default_factory=dict)
+    criteria: Mapping[str, Criterion]
+    rows: Rows = field(default_factory=dict)
     norm_rows: list[Tensor] = field(default_factory=list)
 
     def add(self, found: Iterable[Observation]) -> None:
@@ -161,44 +197,20 @@ class Observations:
         return tuple(torch.stack(self.norm_rows).mean(dim=0).tolist())
 
     def best_block(self) -> str:
-        """The best block of a quarter of the layers so far: "best: layers 12–19 (8 layers)"."""
-        size = max(1, self.layers // 4)
-        mean = torch.stack(self.rows["angular", "all"]).mean(dim=0).tolist()
-        rows = in_rows(mean, self.layers, "block")
-        start = min(range(self.layers - size + 1), key=lambda start: rows[start][size - 1])
+        """The best block of a quarter of the layers so far: "best: layers 12–19 (8 layers)".
+
+        By the angle where it is asked for, else by the first criterion that has scores.
+        """
+        known = [name for name in ("angular", *self.criteria) if (name, "all") in self.rows]
+        if not known:
+            return ""
+        mean = torch.stack(self.rows[known[0], "all"]).mean(dim=0).tolist()
+        rows = in_rows(mean, row_widths(self.criteria[known[0]], self.layers))
+        size = min(max(1, self.layers // 4), max(len(row) for row in rows))
+        starts = [start for start, row in enumerate(rows) if len(row) >= size]
+        start = min(starts, key=lambda start: rows[start][size - 1])
         return f"best: {layers_in_words([(start, start + size)])}"
 
     def scores(self) -> Iterator[Scores]:
         for (name, tokens), rows in self.rows.items():
-            criterion = CRITERIA[name]
-            values = torch.stack(rows)
-            count = len(values)
-            error = values.std(dim=0) / math.sqrt(count) if count > 1 else torch.zeros(1)
-            yield Scores(
-                criterion=name,
-                tokens=tokens,
-                scope=criterion.scope,
-                paper=criterion.paper,
-                mean=in_rows(values.mean(dim=0).tolist(), self.layers, criterion.scope),
-                stderr=in_rows(
-                    error.expand(values.shape[1]).tolist(), self.layers, criterion.scope
-                ),
-                per_sequence=little_endian(values),
-            )
-
-
-def in_rows(
-    entries: Sequence[float], layers: int, scope: Literal["block", "layer"]
-) -> tuple[tuple[float, ...], ...]:
-    """Entries in reading order as rows by start: of every size, or of size 1 only."""
-    rows, at = [], 0
-    for start in range(layers):
-        width = layers - start if scope == "block" else 1
-        rows.append(tuple(entries[at : at + width]))
-        at += width
-    return tuple(rows)
-
-
-def little_endian(values: Tensor) -> bytes:
-    """As float32, little endian, row by row."""
-    return values.float().contiguous().numpy().astype("<f4").tobytes()
+            yield scores_of(name, tokens, rows, row_widths(self.criteria[name], self.layers))

@@ -134,6 +134,32 @@ def _third_side(first: Tensor, second: Tensor, squared_chords: Tensor) -> Tensor
     return ((second - first) ** 2 + first * second * squared_chords).sqrt()
 
 
+_SUMMED_AT_ONCE = 16 << 20
+"""Entries of large tensors; each takes a few temporary bytes."""
+
+
+def absolute_sum(values: Tensor, factors: Tensor | None = None) -> Tensor:
+    """Sum of |values|, or of |values x factors|, added up in float64.
+
+    Args:
+        values: Any shape, any float dtype.
+        factors: The same shape.
+
+    Returns:
+        Shape (), float64 (float32 where the device has no float64).
+    """
+    precise = torch.float32 if values.device.type == "mps" else torch.float64
+    total = torch.zeros((), dtype=precise, device=values.device)
+    flat, others = values.flatten(), None if factors is None else factors.flatten()
+    for start in range(0, len(flat), _SUMMED_AT_ONCE):
+        some = slice(start, start + _SUMMED_AT_ONCE)
+        part = flat[some] if flat.dtype == torch.float64 else flat[some].float()
+        if others is not None:
+            part = part * others[some]
+        total += torch.linalg.vector_norm(part, 1, dtype=precise)
+    return total
+
+
 _GRAM_BYTES = 64 << 20
 """Of all depths' Gram matrices that exist at once."""
 

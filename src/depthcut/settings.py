@@ -61,7 +61,7 @@ class SurveySettings(TextSettings, frozen=True, kw_only=True):
 
     criteria: tuple[str, ...] = ("angular", "block-influence", "relative-magnitude")
     """What redundancy is measured by, see docs/method.md: angular, cosine, cosine-centred,
-    euclidean, cka, block-influence, relative-magnitude; or all."""
+    euclidean, cka, block-influence, relative-magnitude, weight-magnitude, taylor; or all."""
     batch_size: int | None = None
     """Sequences per forward pass; default: chosen from the memory at hand."""
 

@@ -20,6 +20,8 @@ CRITERIA = {
     "cka": "distance by CKA",
     "block-influence": "block influence",
     "relative-magnitude": "relative magnitude",
+    "weight-magnitude": "magnitude of weights",
+    "taylor": "Taylor score",
 }
 """Criteria as people call them."""
 TOKENS = {"last": "last token", "all": "all tokens"}

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
     from depthcut.measures import DepthPairs
 
-Needs = Literal["pairs", "centred pairs", "sequence"]
+Needs = Literal["pairs", "centred pairs", "sequence", "weights", "gradients"]
 """What a criterion's function is given, and what it returns; entries in reading order, float64.
 
 pairs            DepthPairs of some tokens -> (tokens, entries)
 centred pairs    the same of states less the mean of their sequence at each depth
 sequence         the states of a whole sequence at each depth, (tokens, hidden) -> (entries,)
+weights          one tensor of a layer -> a number; the layer's score is their sum
+gradients        one tensor of a layer, and its gradient -> a number; the same
 """
 
 
@@ -76,6 +78,20 @@ def block_influence(pairs: "DepthPairs") -> "Tensor":
 def relative_magnitude(pairs: "DepthPairs") -> "Tensor":
     """Norm of what each layer adds, over the norm of what leaves it: 0 nothing added."""
     return pairs.layer_additions / pairs.norms[:, 1:]
+
+
+def weight_magnitude(weight: "Tensor") -> "Tensor":
+    """Sum of a tensor's absolute values."""
+    from depthcut.measures import absolute_sum
+
+    return absolute_sum(weight)
+
+
+def taylor(weight: "Tensor", gradient: "Tensor") -> "Tensor":
+    """Sum of |weight x gradient| over a tensor: how the loss changes without each weight."""
+    from depthcut.measures import absolute_sum
+
+    return absolute_sum(weight, gradient)
 
 
 CRITERIA: Mapping[str, Criterion] = {
@@ -135,6 +151,23 @@ CRITERIA: Mapping[str, Criterion] = {
         "layer",
         "Relative magnitude, in Men et al. 2024, ShortGPT, arXiv:2403.03853",
         "norm of what the layer adds over the norm of what leaves it: 0 adds nothing",
+    ),
+    "weight-magnitude": Criterion(
+        weight_magnitude,
+        "weights",
+        "layer",
+        "Magnitude, in Kim et al. 2024, Shortened LLaMA, arXiv:2402.02834",
+        "sum of the absolute values of the layer's weights, whatever the text: 0 no weights",
+        tokens=("all",),
+    ),
+    "taylor": Criterion(
+        taylor,
+        "gradients",
+        "layer",
+        "Taylor, in Kim et al. 2024, Shortened LLaMA, arXiv:2402.02834",
+        "sum of |weight x gradient of the next-token loss| over the layer's weights, in nats: 0 "
+        "no weight matters, to first order",
+        tokens=("all",),
     ),
 }
 """By name, as surveys and plans ask for them."""

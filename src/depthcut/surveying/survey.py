@@ -19,11 +19,13 @@ from depthcut.settings import LoadSettings, SurveySettings, Tokens
 from depthcut.surveying.criteria import Criterion, Needs, chosen, row_widths
 from depthcut.surveying.inputs import survey_inputs
 from depthcut.surveying.scores import Rows, in_rows, scores_of
+from depthcut.surveying.weights import gradient_rows, refuse_weights, weight_rows
 from depthcut.text.sequences import Sequences
 
 _CHUNK_BYTES = {"cpu": 2 << 20, "mps": 2 << 20}
 """Of float32 states worked on at once: what a processor's cache holds."""
 _GPU_CHUNK_BYTES = 256 << 20
+_BY_TOKEN = ("pairs", "centred pairs")
 _CPU_BATCH_TOKENS = 1024
 """More in one forward pass is slower on a CPU: memory is given back and fetched anew each time."""
 
@@ -52,6 +54,7 @@ def survey_model(
             "lower --context"
         )
     _refuse_short(criteria, longest)
+    refuse_weights(loaded, criteria)
     batch_size = choose_batch_size(loaded, settings, longest)
     observations = Observations(len(loaded.layers), criteria)
     with (
@@ -65,6 +68,8 @@ def survey_model(
                 observe(states, row, length, criteria) for row, length in enumerate(lengths)
             )
             advance(sum(lengths), observations.best_block())
+    observations.rows |= weight_rows(loaded, len(sequences.sequences), criteria)
+    observations.rows |= gradient_rows(loaded, sequences, criteria)
     if not observations.finite():
         raise SettingsError(
             f"the states of {loaded.facts.source} overflow: choose --dtype bfloat16 or float32"
@@ -136,7 +141,7 @@ def observe(
         device = torch.device("cpu")
     chunk_bytes = _CHUNK_BYTES.get(device.type, _GPU_CHUNK_BYTES)
     chunk = max(1, chunk_bytes // (4 * len(states) * width))
-    by_token = {name: each for name, each in criteria.items() if each.needs != "sequence"}
+    by_token = {name: each for name, each in criteria.items() if each.needs in _BY_TOKEN}
     centre = any(each.needs == "centred pairs" for each in by_token.values())
     means = [_mean(state[row, :length].to(device)) for state in states] if centre else []
     norms: Tensor | float = 0.0
@@ -155,16 +160,13 @@ def observe(
             sums[name] = sums[name] + values.sum(dim=0)
             last[name] = values[-1]
     scores: dict[tuple[str, Tokens], Tensor] = {}
+    for name in by_token:
+        scores[name, "last"] = last[name]
+        scores[name, "all"] = torch.as_tensor(sums[name]) / length
     for name, criterion in criteria.items():
-        if length < criterion.least_tokens:
-            continue
-        if criterion.needs == "sequence":
+        if criterion.needs == "sequence" and length >= criterion.least_tokens:
             whole = [state[row, :length].to(device) for state in states]
             scores[name, "all"] = criterion.function(whole)
-            continue
-        if "last" in criterion.tokens:
-            scores[name, "last"] = last[name]
-        scores[name, "all"] = torch.as_tensor(sums[name]) / length
     return Observation(torch.as_tensor(norms) / length, scores)
 
 
@@ -212,5 +214,7 @@ class Observations:
         return f"best: {layers_in_words([(start, start + size)])}"
 
     def scores(self) -> Iterator[Scores]:
-        for (name, tokens), rows in self.rows.items():
-            yield scores_of(name, tokens, rows, row_widths(self.criteria[name], self.layers))
+        for name, criterion in self.criteria.items():
+            for tokens in criterion.tokens:
+                rows = self.rows[name, tokens]
+                yield scores_of(name, tokens, rows, row_widths(criterion, self.layers))

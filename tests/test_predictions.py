@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from depthcut.evaluation import token_measures
-from depthcut.evaluation.token_measures import token_divergences, token_losses
+from depthcut import predictions
+from depthcut.predictions import token_divergences, token_losses
 
 
 def logits(seed: int, tokens: int = 37, vocabulary: int = 11) -> torch.Tensor:
@@ -14,7 +14,7 @@ def logits(seed: int, tokens: int = 37, vocabulary: int = 11) -> torch.Tensor:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_measures, "CHUNK_BYTES", 4 * 11 * 5)  # 5 tokens: 37 is no multiple
+    monkeypatch.setattr(predictions, "CHUNK_BYTES", 4 * 11 * 5)  # 5 tokens: 37 is no multiple
 
 
 @pytest.mark.usefixtures("small_chunks")

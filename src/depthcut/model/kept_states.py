@@ -1,0 +1,89 @@
+"""States kept for later: in memory up to a limit, then in a temporary file without a name."""
+
+import os
+import tempfile
+from collections.abc import Hashable, Iterable
+from typing import IO, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class _Place(NamedTuple):
+    offset: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+class KeptStates:
+    """Tensors by key. Those in memory stay on their device; the file is gone with the process.
+
+    The file is written and read, not mapped: what lies in it never counts as resident memory.
+    """
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.left_bytes = memory_bytes
+        """Of the limit; what no longer fits goes to the file."""
+        self._memory: dict[Hashable, Tensor] = {}
+        self._places: dict[Hashable, _Place] = {}
+        self._file: IO[bytes] | None = None
+        self._end = 0
+        self._free: dict[int, list[int]] = {}
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._memory or key in self._places
+
+    def put(self, key: Hashable, states: Tensor) -> None:
+        """Keep a tensor as it is; it must not be changed afterwards. A key is put once."""
+        size = states.nbytes
+        if size <= self.left_bytes:
+            # A view would keep alive what it is a view of.
+            whole = states.untyped_storage().nbytes() == size
+            self._memory[key] = states if whole else states.clone()
+            self.left_bytes -= size
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="depthcut-states-")
+        offsets = self._free.get(size)
+        if offsets:
+            offset = offsets.pop()
+        else:
+            offset, self._end = self._end, self._end + size
+        content = memoryview(_bytes_of(states.cpu().contiguous()))
+        written = 0
+        while written < size:
+            written += os.pwrite(self._file.fileno(), content[written:], offset + written)
+        self._places[key] = _Place(offset, states.shape, states.dtype)
+
+    def get(self, key: Hashable, device: torch.device) -> Tensor:
+        """The tensor on a device.
+
+        Raises:
+            KeyError: It is not kept.
+        """
+        if key in self._memory:
+            return self._memory[key].to(device)
+        place = self._places[key]
+        states = torch.empty(place.shape, dtype=place.dtype)
+        content = memoryview(_bytes_of(states))
+        read = 0
+        while read < len(content) and self._file is not None:
+            read += os.preadv(self._file.fileno(), [content[read:]], place.offset + read)
+        return states.to(device)
+
+    def discard(self, keys: Iterable[Hashable]) -> None:
+        """Forget some tensors; unknown keys are passed over."""
+        for key in list(keys):
+            if key in self._memory:
+                self.left_bytes += self._memory.pop(key).nbytes
+            elif key in self._places:
+                place = self._places.pop(key)
+                size = place.shape.numel() * place.dtype.itemsize
+                self._free.setdefault(size, []).append(place.offset)
+
+    def keys(self) -> set[Hashable]:
+        return {*self._memory, *self._places}
+
+
+def _bytes_of(states: Tensor) -> "memoryview":
+    return memoryview(states.view(torch.uint8).reshape(-1).numpy())

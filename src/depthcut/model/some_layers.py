@@ -1,0 +1,172 @@
+"""A model run with only some of its layers, from any depth on, by its own code.
+
+Layers are switched by replacing their `forward` for a while: one that is off returns its input.
+So masks, rotary embeddings, the final norm and the head are what the model's own code makes
+them, on every architecture, and no argument of a layer is ever made by hand.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from depthcut.errors import ArchitectureError
+from depthcut.model.loading import LoadedModel, in_eval_mode
+
+Observe = Callable[[int, Tensor], object]
+"""Told the state that enters each layer that runs."""
+
+
+class RunSomeLayers(Protocol):
+    """One forward pass over a batch."""
+
+    def __call__(
+        self,
+        ids: Tensor,
+        layers: Sequence[int],
+        *,
+        entering: Tensor | None = None,
+        head: bool = True,
+        observe: Observe | None = None,
+    ) -> Tensor:
+        """Run the embeddings, some layers, and the final norm and head.
+
+        Args:
+            ids: (batch, length) int64, padded on the right: no mask is given.
+            layers: Which run, ascending. The others are skipped.
+            entering: What enters the first of `layers` (the head, if there are none), instead of
+                what the embeddings give.
+            head: Off: the final norm and the head are not run either.
+            observe: Told the state that enters each of `layers`.
+
+        Returns:
+            Logits (batch, length, vocabulary) as the model gives them; without the head the
+            state that left the last of the layers.
+        """
+
+
+@contextlib.contextmanager
+def running_some_layers(loaded: LoadedModel) -> Iterator[RunSomeLayers]:
+    """A context in which a model runs with some of its layers; all is restored at the end.
+
+    Raises:
+        ArchitectureError: The layers cannot be found, or pass more from one to the next than
+            the residual stream, so that a pass cannot begin between them.
+    """
+    switches = [_Switch(layer, index) for index, layer in enumerate(loaded.layers)]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(in_eval_mode(loaded.model))
+        _learn_forms(loaded, switches)
+        for switch in switches:
+            stack.enter_context(switch.installed())
+
+        def run(
+            ids: Tensor,
+            layers: Sequence[int],
+            *,
+            entering: Tensor | None = None,
+            head: bool = True,
+            observe: Observe | None = None,
+        ) -> Tensor:
+            on = frozenset(layers)
+            for switch in switches:
+                switch.on, switch.observe, switch.entering = switch.index in on, observe, None
+            first = layers[0] if layers else len(switches) - 1
+            switches[first].entering = entering
+            last = switches[-1]
+            ids = ids.to(loaded.device)
+            try:
+                if head:
+                    logits: Tensor = loaded.model(input_ids=ids, use_cache=False).logits
+                    return logits
+                loaded.backbone(input_ids=ids, use_cache=False)
+                if last.left is None:
+                    raise ArchitectureError(f"{loaded.facts.source} did not run its last layer")
+                return last.left
+            finally:
+                last.left = switches[first].entering = None
+
+        _refuse_side_channels(loaded, run)
+        yield run
+
+
+class _Switch:
+    """One layer, on or off."""
+
+    def __init__(self, layer: nn.Module, index: int) -> None:
+        self.layer, self.index = layer, index
+        self.on = True
+        self.observe: Observe | None = None
+        self.entering: Tensor | None = None
+        self.left: Tensor | None = None
+        self.form: int | None = None
+        """Of what the layer returns: a tuple of so many, or None: the state alone."""
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        # accelerate's device hooks replace it too: what stood there is put back.
+        own = self.layer.__dict__.get("forward")
+        inner: Callable[..., Any] = self.layer.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            state = args[0] if args else kwargs["hidden_states"]
+            if self.entering is not None:
+                state = self.entering.to(state.device)
+            if not self.on:
+                self.left = state
+                return state if self.form is None else (state, *[None] * (self.form - 1))
+            if self.observe is not None:
+                self.observe(self.index, state)
+            if args:
+                args = (state, *args[1:])
+            else:
+                kwargs["hidden_states"] = state
+            output = inner(*args, **kwargs)
+            self.left = output if isinstance(output, Tensor) else output[0]
+            return output
+
+        self.layer.forward = forward
+        try:
+            yield
+        finally:
+            if own is None:
+                del self.layer.forward
+            else:
+                self.layer.forward = own
+
+
+def _learn_forms(loaded: LoadedModel, switches: Sequence[_Switch]) -> None:
+    """Run two tokens through the model to see what each layer returns."""
+    with contextlib.ExitStack() as stack:
+        for switch in switches:
+
+            def see(_: nn.Module, __: Any, output: Any, switch: _Switch = switch) -> None:
+                switch.form = None if isinstance(output, Tensor) else len(output)
+
+            stack.callback(switch.layer.register_forward_hook(see).remove)
+        loaded.backbone(input_ids=_probe(loaded), use_cache=False)
+
+
+def _refuse_side_channels(loaded: LoadedModel, run: RunSomeLayers) -> None:
+    """A pass that begins between any two layers must give what the whole one gives."""
+    ids, every = _probe(loaded), range(len(loaded.layers))
+    entered: list[Tensor] = []
+    whole = run(ids, every, head=False, observe=lambda _, state: entered.append(state))
+    if len(entered) != len(every):
+        raise ArchitectureError(
+            f"{loaded.facts.source} ran {len(entered)} of its {len(every)} layers: it cannot be "
+            "run in part"
+        )
+    for depth in {1, len(every) // 2, len(every) - 1} - {0}:
+        again = run(ids, every[depth:], entering=entered[depth], head=False)
+        if not torch.equal(again, whole):
+            raise ArchitectureError(
+                f"the layers of {loaded.facts.source} ({loaded.facts.model_type}) pass more to "
+                "each other than the residual stream: a pass cannot begin between them"
+            )
+
+
+def _probe(loaded: LoadedModel) -> Tensor:
+    return torch.zeros(1, 2, dtype=torch.int64, device=loaded.device)

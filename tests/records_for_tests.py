@@ -31,9 +31,10 @@ def make_scores(
     *,
     scope: Literal["block", "layer"] = "block",
     criterion: str = "angular",
+    largest: int = 1000,
 ) -> Scores:
     """Scores whose mean is that of `samples`: one row a sequence, entries in reading order."""
-    widths = [layers - start if scope == "block" else 1 for start in range(layers)]
+    widths = [min(layers - start, largest) if scope == "block" else 1 for start in range(layers)]
     columns = [sum(column) / len(samples) for column in zip(*samples, strict=True)]
     rows, at = [], 0
     for width in widths:

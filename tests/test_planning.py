@@ -1,5 +1,6 @@
 import itertools
 import math
+from array import array
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from depthcut.planning import (
     plan_by_hand,
     plan_from_survey,
 )
-from depthcut.records import Scores, layers_in_words
+from depthcut.records import Scores, Survey, layers_in_words
 from depthcut.settings import PlanSettings
 from tests.records_for_tests import make_facts, make_scores, make_survey
 
@@ -161,3 +162,48 @@ def test_a_hand_choice_with_a_survey_stands_beside_the_best_ones() -> None:
     assert hand.removed == ((2, 4),)
     assert hand.alternatives[0].removed == best.removed or best.removed == hand.removed
     assert all(each.difference.stderr > 0 for each in hand.alternatives)
+
+
+def survey_of_small_blocks(layers: int = 8, largest: int = 3) -> Survey:
+    """One criterion that scores blocks of up to `largest` layers only."""
+    scores = make_survey(layers).find("angular", "all")
+    every = array("f", scores.per_sequence)
+    width = layers * (layers + 1) // 2
+    columns = [
+        column
+        for column, (start, stop) in enumerate(itertools.combinations(range(layers + 1), 2))
+        if stop - start <= largest
+    ]
+    samples = [[every[row + each] for each in columns] for row in range(0, len(every), width)]
+    short = make_scores(samples, layers, largest=largest)
+    return msgspec.structs.replace(make_survey(layers), scores=(short,))
+
+
+def test_blocks_that_a_criterion_does_not_score_are_not_chosen() -> None:
+    survey = survey_of_small_blocks()
+    whole = make_survey(8).find("angular", "all")
+    plan = plan_from_survey(survey, PlanSettings(drop=5, blocks=2))
+    assert sorted(stop - start for start, stop in plan.removed) == [2, 3]
+    assert plan.score == pytest.approx(total(whole, plan.removed_layers))
+    for each in plan.alternatives:
+        assert max(stop - start for start, stop in each.removed) <= 3
+        expected = paired_difference(whole, each.removed, plan.removed)
+        assert each.difference.value == pytest.approx(expected.value)
+        assert each.difference.stderr == pytest.approx(expected.stderr)
+
+
+def test_more_layers_than_a_criterion_scores_are_refused_with_what_helps() -> None:
+    match = (
+        r"no choice of 5 of 8 layers in at most 1 block\(s\): angular scores blocks of up to 3 "
+        r"layers; survey with a higher --largest-block, allow more --blocks"
+    )
+    with pytest.raises(PlanError, match=match):
+        plan_from_survey(survey_of_small_blocks(), PlanSettings(drop=5))
+
+
+def test_a_choice_of_the_hand_beyond_what_is_scored_has_no_score_and_says_so() -> None:
+    plan = plan_from_survey(survey_of_small_blocks(), PlanSettings(remove="2-6"))
+    assert plan.removed == ((2, 7),)
+    assert plan.score is None
+    assert plan.alternatives == ()
+    assert plan.warnings == ("has no score: angular scores blocks of up to 3 layers",)

@@ -21,8 +21,10 @@ from depthcut.records import (
     Origin,
     Plan,
     Scores,
+    Search,
     Survey,
     inputs_digest,
+    layer_set,
     merged,
     slices_without,
 )
@@ -51,7 +53,9 @@ def plan_from_survey(survey: Survey, settings: PlanSettings) -> Plan:
     protected = layer_set(settings.protect or "", survey.model.layers)
     if settings.remove is not None:
         choice = _by_hand(settings, survey.model.layers)
-        ranked = _ranked(scores, layer_count(choice), protected, settings)
+        # The same number of layers, as far as the criterion scores what can be compared.
+        scored = _is_scored(scores, choice)
+        ranked = _ranked(scores, layer_count(choice), protected, settings) if scored else []
     elif settings.params is not None:
         ranked = _ranked_for_size(survey, scores, protected, settings)
         choice = ranked[0]
@@ -64,7 +68,7 @@ def plan_from_survey(survey: Survey, settings: PlanSettings) -> Plan:
         settings=settings,
         survey=survey.origin.inputs,
         slices=slices_without(choice, survey.model.layers),
-        score=_score(scores, choice),
+        score=_score(scores, choice) if _is_scored(scores, choice) else None,
         alternatives=tuple(
             Alternative(
                 removed=other,
@@ -74,7 +78,38 @@ def plan_from_survey(survey: Survey, settings: PlanSettings) -> Plan:
             for other in ranked
             if other != choice
         ),
-        warnings=_warnings(choice, survey.model.layers),
+        warnings=(*_unscored(scores, choice), *_warnings(choice, survey.model.layers)),
+    )
+
+
+def plan_from_search(search: Search, settings: PlanSettings) -> Plan:
+    """The best choice of so many layers that a search found.
+
+    Raises:
+        SettingsError: Another budget than drop, keep or params.
+        PlanError: A number of layers that the search did not come to.
+    """
+    started = time.monotonic()
+    _check_settings(settings)
+    layers = search.model.layers
+    if settings.remove is not None:
+        raise SettingsError("remove and a search: name the model instead of the search")
+    if settings.params is not None:
+        choices = [point.removed for point in search.frontier]
+        point = search.find(layer_count(_first_of_size(search.model, choices, settings.params)))
+    else:
+        point = search.find(budget(settings, layers))
+    score = point.kl_divergence if search.settings.objective == "kl" else point.loss
+    return Plan(
+        origin=Origin.since(started, inputs=plan_inputs(settings, search.origin.inputs)),
+        model=search.model,
+        settings=settings,
+        survey=search.origin.inputs,
+        search=search.settings,
+        slices=slices_without(point.removed, layers),
+        score=score.value,
+        alternatives=point.runners_up,
+        warnings=_warnings(point.removed, layers),
     )
 
 
@@ -160,26 +195,6 @@ def plan_inputs(settings: PlanSettings, source: str) -> str:
     return inputs_digest("plan", settings, source)
 
 
-def layer_set(text: str, layers: int) -> tuple[int, ...]:
-    """The layers in a list such as "12-18,22" (both ends included), sorted.
-
-    Raises:
-        SettingsError: Not such a list.
-        PlanError: A layer that the model does not have.
-    """
-    found: set[int] = set()
-    for part in filter(None, re.split(r"[,\s]+", text)):
-        match = re.fullmatch(r"(\d+)(?:[-–](\d+))?", part)
-        if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise SettingsError(f"{part!r} names no layers: write them as 12-18,22, counted from 0")
-        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
-    if found and max(found) >= layers:
-        raise PlanError(
-            f"there is no layer {max(found)}: the model has {layers}, numbered 0 to {layers - 1}"
-        )
-    return tuple(sorted(found))
-
-
 def layer_count(blocks: Iterable[Block]) -> int:
     """How many layers the blocks hold."""
     return sum(stop - start for start, stop in blocks)
@@ -229,6 +244,12 @@ def _ranked(
 ) -> list[tuple[Block, ...]]:
     layers = len(scores.mean)
     found = _best_choices(scores, count, frozenset(protected), settings.blocks)
+    if not found and not protected:
+        raise PlanError(
+            f"no choice of {count} of {layers} layers in at most {settings.blocks} block(s): "
+            f"{_what_is_scored(scores)}; survey with a higher --largest-block, allow more "
+            "--blocks, or drop fewer"
+        )
     if not found:
         raise PlanError(
             f"no choice of {count} of {layers} layers in at most {settings.blocks} block(s) "
@@ -241,17 +262,26 @@ def _ranked(
 def _ranked_for_size(
     survey: Survey, scores: Scores, protected: Sequence[int], settings: PlanSettings
 ) -> list[tuple[Block, ...]]:
-    target = _parameters(settings.params or "")
-    sizes = survey.model.layer_parameters
-    for count in range(1, survey.model.layers):
-        ranked = _ranked(scores, count, protected, settings)
-        gone = sum(sizes[layer] for block in ranked[0] for layer in range(*block))
-        if survey.model.parameters - gone <= target:
-            return ranked
-    least = survey.model.other_parameters + min(sizes)
+    rankings = [
+        _ranked(scores, count, protected, settings) for count in range(1, survey.model.layers)
+    ]
+    choices = [ranked[0] for ranked in rankings]
+    return rankings[choices.index(_first_of_size(survey.model, choices, settings.params or ""))]
+
+
+def _first_of_size(
+    model: ModelFacts, choices: Sequence[tuple[Block, ...]], params: str
+) -> tuple[Block, ...]:
+    """The first choice that leaves at most so many parameters."""
+    target, sizes = _parameters(params), model.layer_parameters
+    for choice in choices:
+        gone = sum(sizes[layer] for block in choice for layer in range(*block))
+        if model.parameters - gone <= target:
+            return choice
+    least = model.other_parameters + min(sizes)
     raise PlanError(
-        f"params {settings.params}: one layer and the embeddings alone have {least:,} parameters; "
-        "ask for more"
+        f"params {params}: one layer and the embeddings alone have {least:,} parameters; "
+        "ask for more, or for more removed layers"
     )
 
 
@@ -297,6 +327,22 @@ def _best_choices(
 
 def _score(scores: Scores, blocks: Sequence[Block]) -> float:
     return math.fsum(scores.mean[start][size - 1] for start, size in _entries(scores, blocks))
+
+
+def _is_scored(scores: Scores, blocks: Sequence[Block]) -> bool:
+    return all(size <= len(scores.mean[start]) for start, size in _entries(scores, blocks))
+
+
+def _what_is_scored(scores: Scores) -> str:
+    largest = max(len(row) for row in scores.mean)
+    return f"{scores.criterion} scores blocks of up to {largest} layers"
+
+
+def _unscored(scores: Scores, choice: Sequence[Block]) -> tuple[str, ...]:
+    """A choice of the hand's may be beyond what the criterion scores."""
+    if _is_scored(scores, choice):
+        return ()
+    return (f"has no score: {_what_is_scored(scores)}",)
 
 
 def _columns(scores: Scores, blocks: Sequence[Block]) -> list[int]:

@@ -10,6 +10,7 @@ import msgspec
 
 Tokens = Literal["last", "all"]
 Part = Literal["all", "train", "held-out"]
+Objective = Literal["kl", "loss"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -61,7 +62,11 @@ class SurveySettings(TextSettings, frozen=True, kw_only=True):
 
     criteria: tuple[str, ...] = ("angular", "block-influence", "relative-magnitude")
     """What redundancy is measured by, see docs/method.md: angular, cosine, cosine-centred,
-    euclidean, cka, block-influence, relative-magnitude, weight-magnitude, taylor; or all."""
+    euclidean, cka, linear-map, block-influence, relative-magnitude, weight-magnitude, taylor;
+    or all."""
+    largest_block: int | None = None
+    """Layers in the largest block that the costly criteria (linear-map) score; default: half of
+    the model's."""
     batch_size: int | None = None
     """Sequences per forward pass; default: chosen from the memory at hand."""
 
@@ -85,6 +90,33 @@ class PlanSettings(Settings, frozen=True, kw_only=True):
     """Layers that must stay: 0,28-29."""
     blocks: int = 1
     """At most so many separate blocks (criteria that score blocks)."""
+
+
+class SearchSettings(TextSettings, frozen=True, kw_only=True):
+    """How layers are chosen with the model in the loop: candidates are run and compared."""
+
+    method: str = "greedy"
+    """How candidates are found; see docs/method.md."""
+    drop: int | str = "25%"
+    """How many layers to remove: 7, a share such as 25%, or a range such as 1:12."""
+    objective: Objective = "kl"
+    """What is least in the best: kl (divergence from the untouched model) or loss (of the text)."""
+    protect: str | None = None
+    """Layers that must stay: 0,28-29."""
+    context: int = 256
+    """Tokens per sequence, at most. Each sequence is one observation."""
+    tokens: int = 16384
+    """Tokens to read, at most."""
+    batch_size: int | None = None
+    """Sequences per forward pass; default: chosen from the memory at hand."""
+    error_rate: float = 0.05
+    """Probability, in each choice, that the best candidate is given up early; 0: none is."""
+    minutes: float | None = None
+    """Stop after so many minutes with what was found."""
+    evaluations: float | None = None
+    """Stop after candidates have read the text so many times."""
+    seed: int = 0
+    """Seed of methods that draw."""
 
 
 class HealSettings(TextSettings, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from depthcut.reporting.result_figures import healing_loss, quality_and_speed
 from depthcut.reporting.survey_figures import survey_figures
 from depthcut.settings import PlanSettings
 from tests.reporting.run_for_tests import Run, make_run
+from tests.reporting.short_rows import short_rows
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,23 @@ def test_every_figure_renders_for_shallow_and_deep_models(layers: int) -> None:
         ET.fromstring(svg)
         assert "NaN" not in svg
         assert "undefined" not in svg
+
+
+@pytest.mark.parametrize(("first", "largest"), [(0, 15), (0, 4), (0, 1), (1, 30)])
+def test_blocks_without_a_score_leave_a_gap(first: int, largest: int) -> None:
+    run = make_run(30, PlanSettings(drop=7))
+    assert run.survey
+    survey = short_rows(run.survey, first=first, largest=largest)
+    heat_map, best, *_ = survey_figures(survey, run.plan)
+    rows = numbers(heat_map)
+    assert len(rows) == sum(min(30 - start, largest) for start in range(first, 30))
+    sizes = {int(row["size"]) for row in numbers(best)}
+    assert sizes == set(range(1, min(largest, 29) + 1))
+    for figure in (heat_map, best):
+        svg = figure.svg()
+        assert "NaN" not in svg
+        assert (theme.light("removed") in svg) == (largest >= 7)
+    assert "angular" in survey._repr_html_()
 
 
 def test_the_removed_block_is_marked(run: Run) -> None:

@@ -33,7 +33,7 @@ def test_every_criterion_scores_what_it_says_and_nothing_else(name: str) -> None
     for scores in found.scores:
         assert scores.scope == criterion.scope
         assert scores.paper == criterion.paper
-        widths = row_widths(criterion, LAYERS)
+        widths = row_widths(criterion, LAYERS, LAYERS // 2)
         assert tuple(len(row) for row in scores.mean) == widths
         assert tuple(len(row) for row in scores.stderr) == widths
         assert flat(scores.mean).isfinite().all()

@@ -40,7 +40,7 @@ def test_the_magnitude_of_weights_is_their_sum_and_the_same_for_each_sequence() 
     model, sequences = build_tiny("gpt2"), make_sequences()
     found = survey(model, sequences, criteria=["weight-magnitude"]).find("weight-magnitude", "all")
     expected = [
-        sum(float(each.double().abs().sum()) for each in layer.parameters())
+        sum(float(each.detach().double().abs().sum()) for each in layer.parameters())
         for layer in model.transformer.h
     ]
     assert [row[0] for row in found.mean] == pytest.approx(expected, rel=1e-12)

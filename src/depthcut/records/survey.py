@@ -22,11 +22,20 @@ class Scores(Record, frozen=True, kw_only=True):
     """block: every block [start, start + size); layer: single layers only, whose scores add up."""
     paper: str
     mean: tuple[tuple[float, ...], ...]
-    """mean[start][size - 1]; a criterion of scope layer has one entry for each start."""
+    """mean[start][size - 1]; a criterion of scope layer has one entry for each start.
+
+    Rows may be shorter than the layers from there on: costly criteria score blocks up to a largest
+    one, and some criteria have nothing to say of some starts.
+    """
     stderr: tuple[tuple[float, ...], ...]
     """Standard error of the mean over sequences, same shape."""
     per_sequence: bytes
-    """float32, little endian, (sequences, entries of mean in reading order): for paired errors."""
+    """float32, little endian, (rows, entries of mean in reading order): for paired errors.
+
+    A row is a sequence that scored, in the text's order: all, or those that the criterion did not
+    fit on, or that are long enough for it. Within one criterion rows pair; between criteria only
+    where there are as many.
+    """
 
 
 class Survey(Record, frozen=True, kw_only=True):
@@ -78,8 +87,8 @@ class Survey(Record, frozen=True, kw_only=True):
     def _repr_html_(self) -> str:
         rows: list[Row] = []
         for each in self.scores:
-            sizes = (1, 2, 4, 8, 16, 32) if each.scope == "block" else (1,)
-            for size in (size for size in sizes if size < self.model.layers):
+            largest = min(self.model.layers - 1, max(len(row) for row in each.mean))
+            for size in (size for size in (1, 2, 4, 8, 16, 32) if size <= largest):
                 starts = [start for start, row in enumerate(each.mean) if len(row) >= size]
                 best = min(starts, key=lambda start: each.mean[start][size - 1])
                 score, stderr = each.mean[best][size - 1], each.stderr[best][size - 1]

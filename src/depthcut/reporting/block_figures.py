@@ -8,6 +8,15 @@ from depthcut.reporting.theme import WIDTH, Spec, chart, dots, heat, light, mark
 from depthcut.reporting.words import at_tokens, criterion, span
 from depthcut.reporting.words import score as shown
 
+_LEGEND: Spec = {
+    "type": "gradient",
+    "direction": "horizontal",
+    "gradientLength": 130,
+    "gradientThickness": 9,
+    "format": ".2f",
+    "labelOverlap": "greedy",
+    "labelSeparation": 22,
+}
 MOST_TIPS = 3500
 """Blocks that a heat map names one by one; more would weigh too much and are joined by colour."""
 
@@ -29,12 +38,20 @@ def heat_map(scores: Scores, removed: Sequence[Block]) -> Figure:
         cells = [
             {"start": start, "size": size, "score": value} for start, _, size, value, _ in by_score
         ]
+    largest = max(len(row) for row in scores.mean)
     best: list[Spec] = [
-        {"start": best_of_size(scores, size), "size": size} for size in range(1, layers)
+        {"start": best_of_size(scores, size), "size": size}
+        for size in range(1, min(largest, layers - 1) + 1)
     ]
-    chosen: list[Spec] = [{"start": start, "size": stop - start} for start, stop in removed]
-    name, place, pitch = criterion(scores.criterion), _places(layers), WIDTH / layers
+    chosen: list[Spec] = [
+        {"start": start, "size": stop - start}
+        for start, stop in removed
+        if stop - start <= len(scores.mean[start])
+    ]
+    name, place, pitch = criterion(scores.criterion), _places(layers, largest), WIDTH / layers
     colour = _heat_colour(name, min(row[3] for row in rows), max(row[3] for row in rows))
+    if largest < 0.7 * layers:  # no room beside the upper rows
+        colour["legend"] = {**_LEGEND, "title": name, "orient": "top"}
     outlines = [
         mark(chosen, "rect", place, fill=None, stroke=light(colour_name), strokeWidth=width)
         for colour_name, width in (("paper", 5), ("removed", 2.5))
@@ -61,7 +78,7 @@ def heat_map(scores: Scores, removed: Sequence[Block]) -> Figure:
         ),
         spec=chart(
             width=WIDTH,
-            height=WIDTH,
+            height=round(WIDTH * max(largest / layers, 0.2)),
             layer=[mark(cells, "rect", place | {"color": colour}), dot, *outlines],
         ),
         columns=("start", "stop", "size", "score", "stderr"),
@@ -117,21 +134,20 @@ def best_of_size(scores: Scores, size: int) -> int:
     return min(starts, key=lambda start: scores.mean[start][size - 1])
 
 
-def _places(layers: int) -> Spec:
-    every = next((step for step in (1, 5, 10, 20, 50) if layers / step <= 10), 100)
-    shared: Spec = {"type": "ordinal", "scale": {"paddingInner": 0.07 if layers <= 48 else 0}}
-    starts: Spec = {"values": list(range(0, layers, every)), "labelAngle": 0}
-    sizes: Spec = {"values": [1, *range(every, layers + 1, every)]}
-    return {
-        "x": {**shared, "field": "start", "title": "first layer of the block", "axis": starts},
-        "y": {
-            **shared,
-            "field": "size",
-            "title": "layers in the block",
-            "axis": sizes,
-            "sort": "descending",
-        },
-    }
+def _places(layers: int, largest: int) -> Spec:
+    starts: Spec = {"values": list(range(0, layers, _every(layers))), "labelAngle": 0}
+    sizes: Spec = {"values": [1, *range(_every(largest), largest + 1, _every(largest))]}
+    x: Spec = {"field": "start", "title": "first layer of the block", "axis": starts}
+    y: Spec = {"field": "size", "title": "layers in the block", "axis": sizes}
+    gap = {"paddingInner": 0.07 if layers <= 48 else 0}
+    x |= {"type": "ordinal", "scale": {**gap, "domain": list(range(layers))}}
+    y |= {"type": "ordinal", "scale": {**gap, "domain": list(range(largest, 0, -1))}}
+    return {"x": x, "y": y}
+
+
+def _every(count: int) -> int:
+    """Which of so many places are labelled."""
+    return next((step for step in (1, 5, 10, 20, 50) if count / step <= 10), 100)
 
 
 def _heat_colour(name: str, lowest: float, highest: float) -> Spec:
@@ -145,17 +161,11 @@ def _heat_colour(name: str, lowest: float, highest: float) -> Spec:
             "nice": False,
         },
         "legend": {
+            **_LEGEND,
             "title": name,
-            "type": "gradient",
             "orient": "none",
             "legendX": WIDTH - 138,
             "legendY": 8,
-            "direction": "horizontal",
-            "gradientLength": 130,
-            "gradientThickness": 9,
-            "format": ".2f",
-            "labelOverlap": "greedy",
-            "labelSeparation": 22,
         },
     }
 
@@ -230,6 +240,8 @@ def _chosen(scores: Scores, plan: Plan | None) -> list[Spec]:
     if plan is None or len(plan.removed) != 1:
         return []
     start, stop = plan.removed[0]
+    if stop - start > len(scores.mean[start]):
+        return []
     value = scores.mean[start][stop - start - 1]
     return [
         {

@@ -18,6 +18,7 @@ CRITERIA = {
     "cosine-centred": "centred cosine distance",
     "euclidean": "relative Euclidean distance",
     "cka": "distance by CKA",
+    "linear-map": "distance after the best linear map",
     "block-influence": "block influence",
     "relative-magnitude": "relative magnitude",
     "weight-magnitude": "magnitude of weights",

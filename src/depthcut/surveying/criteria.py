@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from depthcut.errors import SettingsError, nearest
+from depthcut.records import Block
 from depthcut.settings import Tokens
 
 if TYPE_CHECKING:
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
 
     from depthcut.measures import DepthPairs
 
-Needs = Literal["pairs", "centred pairs", "sequence", "weights", "gradients"]
+Needs = Literal["pairs", "centred pairs", "sequence", "linear maps", "weights", "gradients"]
 """What a criterion's function is given, and what it returns; entries in reading order, float64.
 
 pairs            DepthPairs of some tokens -> (tokens, entries)
 centred pairs    the same of states less the mean of their sequence at each depth
 sequence         the states of a whole sequence at each depth, (tokens, hidden) -> (entries,)
+linear maps      of each block: what the best map makes of what enters it, and what leaves it,
+                 (tokens, hidden) both -> (tokens,)
 weights          one tensor of a layer -> a number; the layer's score is their sum
 gradients        one tensor of a layer, and its gradient -> a number; the same
 """
@@ -42,6 +45,11 @@ class Criterion:
     """Where it is defined."""
     least_tokens: int = 1
     """Of a sequence; shorter ones say nothing and are passed over."""
+
+    @property
+    def costly(self) -> bool:
+        """Whether it scores blocks up to a largest one only."""
+        return self.needs == "linear maps"
 
 
 def angular(pairs: "DepthPairs") -> "Tensor":
@@ -78,6 +86,14 @@ def block_influence(pairs: "DepthPairs") -> "Tensor":
 def relative_magnitude(pairs: "DepthPairs") -> "Tensor":
     """Norm of what each layer adds, over the norm of what leaves it: 0 nothing added."""
     return pairs.layer_additions / pairs.norms[:, 1:]
+
+
+def linear_map(predicted: "Tensor", after: "Tensor") -> "Tensor":
+    """Norm of what the best linear map leaves, over the norm of what leaves each block."""
+    from torch.linalg import vector_norm
+
+    norms = vector_norm(after, dim=-1)
+    return vector_norm(after - predicted, dim=-1) / norms.where(norms > 0, 1)
 
 
 def weight_magnitude(weight: "Tensor") -> "Tensor":
@@ -138,6 +154,14 @@ CRITERIA: Mapping[str, Criterion] = {
         tokens=("all",),
         least_tokens=4,
     ),
+    "linear-map": Criterion(
+        linear_map,
+        "linear maps",
+        "block",
+        "after Shopkhoev et al. 2025, ReplaceMe, arXiv:2505.02819",
+        "what the best linear map from what enters the block to what leaves it does not explain, "
+        "on sequences that the map was not fitted on, over the norm of what leaves it: 0 linear",
+    ),
     "block-influence": Criterion(
         block_influence,
         "pairs",
@@ -190,8 +214,18 @@ def chosen(names: Iterable[str]) -> dict[str, Criterion]:
     return {name: each for name, each in CRITERIA.items() if name in asked or "all" in asked}
 
 
-def row_widths(criterion: Criterion, layers: int) -> tuple[int, ...]:
+def row_widths(criterion: Criterion, layers: int, largest: int) -> tuple[int, ...]:
     """How many entries a criterion has for each start: blocks of 1, 2 … layers, or the layer."""
     if criterion.scope == "layer":
         return (1,) * layers
-    return tuple(layers - start for start in range(layers))
+    most = largest if criterion.costly else layers
+    return tuple(min(layers - start, most) for start in range(layers))
+
+
+def blocks_up_to(layers: int, largest: int) -> list[Block]:
+    """All blocks of at most so many layers, in reading order."""
+    return [
+        (start, stop)
+        for start in range(layers)
+        for stop in range(start + 1, min(start + largest, layers) + 1)
+    ]

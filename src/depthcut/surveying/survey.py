@@ -1,7 +1,7 @@
 """One pass over a text: every criterion of every block and layer, with its sampling error."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ from depthcut.records import Origin, Scores, Survey, layers_in_words
 from depthcut.settings import LoadSettings, SurveySettings, Tokens
 from depthcut.surveying.criteria import Criterion, Needs, chosen, row_widths
 from depthcut.surveying.inputs import survey_inputs
+from depthcut.surveying.linear_maps import LinearMaps, linear_maps
 from depthcut.surveying.scores import Rows, in_rows, scores_of
 from depthcut.surveying.weights import gradient_rows, refuse_weights, weight_rows
 from depthcut.text.sequences import Sequences
@@ -41,7 +42,8 @@ def survey_model(
 
     Raises:
         SettingsError: No such criterion, sequences longer than the model's positions or shorter
-            than a criterion needs, a batch size below 1, or states that overflow the dtype.
+            than a criterion needs, a batch size below 1, a largest block of no or all layers,
+            more memory than there is, or states that overflow the dtype.
         ArchitectureError: The model's layers cannot be found.
     """
     started = time.monotonic()
@@ -55,8 +57,10 @@ def survey_model(
         )
     _refuse_short(criteria, longest)
     refuse_weights(loaded, criteria)
+    largest = largest_block(settings, loaded)
+    maps = linear_maps(loaded, criteria, largest=largest, sequences=len(sequences.sequences))
     batch_size = choose_batch_size(loaded, settings, longest)
-    observations = Observations(len(loaded.layers), criteria)
+    observations = Observations(len(loaded.layers), criteria, largest, maps)
     with (
         progress("survey", sequences.facts.tokens) as advance,
         reading_states(loaded) as read_states,
@@ -64,9 +68,7 @@ def survey_model(
         for batch in sequences.batches(batch_size):
             states = read_states(batch)
             lengths = batch.mask.sum(dim=1).tolist()
-            observations.add(
-                observe(states, row, length, criteria) for row, length in enumerate(lengths)
-            )
+            observations.add(states, lengths)
             advance(sum(lengths), observations.best_block())
     observations.rows |= weight_rows(loaded, len(sequences.sequences), criteria)
     observations.rows |= gradient_rows(loaded, sequences, criteria)
@@ -104,6 +106,23 @@ def choose_batch_size(loaded: LoadedModel, settings: SurveySettings, longest: in
         bytes_per_token=(len(loaded.layers) + 1) * width * max(element_bytes, 2),
         most=max(1, _CPU_BATCH_TOKENS // longest) if loaded.device.type == "cpu" else 32,
     )
+
+
+def largest_block(settings: SurveySettings, loaded: LoadedModel) -> int:
+    """Layers in the largest block that costly criteria score: as asked, or half of all.
+
+    Raises:
+        SettingsError: None, or all of the layers.
+    """
+    layers = len(loaded.layers)
+    if settings.largest_block is None:
+        return max(1, layers // 2)
+    if not 1 <= settings.largest_block < layers:
+        raise SettingsError(
+            f"largest-block {settings.largest_block}: {loaded.facts.source} has {layers} layers, "
+            f"of which a block may hold 1 to {layers - 1}"
+        )
+    return settings.largest_block
 
 
 def _refuse_short(criteria: Mapping[str, Criterion], longest: int) -> None:
@@ -180,14 +199,22 @@ class Observations:
 
     layers: int
     criteria: Mapping[str, Criterion]
+    largest: int
+    """Layers in the largest block that costly criteria score."""
+    maps: LinearMaps | None
     rows: Rows = field(default_factory=dict)
     norm_rows: list[Tensor] = field(default_factory=list)
 
-    def add(self, found: Iterable[Observation]) -> None:
-        for each in found:
-            self.norm_rows.append(each.norms.cpu())
-            for key, values in each.scores.items():
+    def add(self, states: Sequence[Tensor], lengths: Sequence[int]) -> None:
+        """Those of a batch: the states at each depth, (batch, positions, hidden)."""
+        for row, length in enumerate(lengths):
+            found = observe(states, row, length, self.criteria)
+            self.norm_rows.append(found.norms.cpu())
+            for key, values in found.scores.items():
                 self.rows.setdefault(key, []).append(values.cpu())
+        if self.maps:
+            self.maps.add(states, lengths)
+            self.rows |= self.maps.rows
 
     def finite(self) -> bool:
         return all(
@@ -203,11 +230,11 @@ class Observations:
 
         By the angle where it is asked for, else by the first criterion that has scores.
         """
-        known = [name for name in ("angular", *self.criteria) if (name, "all") in self.rows]
+        known = [name for name in ("angular", *self.criteria) if self.rows.get((name, "all"))]
         if not known:
             return ""
         mean = torch.stack(self.rows[known[0], "all"]).mean(dim=0).tolist()
-        rows = in_rows(mean, row_widths(self.criteria[known[0]], self.layers))
+        rows = in_rows(mean, row_widths(self.criteria[known[0]], self.layers, self.largest))
         size = min(max(1, self.layers // 4), max(len(row) for row in rows))
         starts = [start for start, row in enumerate(rows) if len(row) >= size]
         start = min(starts, key=lambda start: rows[start][size - 1])
@@ -217,4 +244,5 @@ class Observations:
         for name, criterion in self.criteria.items():
             for tokens in criterion.tokens:
                 rows = self.rows[name, tokens]
-                yield scores_of(name, tokens, rows, row_widths(criterion, self.layers))
+                widths = row_widths(criterion, self.layers, self.largest)
+                yield scores_of(name, tokens, rows, widths)

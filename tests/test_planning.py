@@ -201,6 +201,13 @@ def test_more_layers_than_a_criterion_scores_are_refused_with_what_helps() -> No
         plan_from_survey(survey_of_small_blocks(), PlanSettings(drop=5))
 
 
+def test_a_size_is_reached_without_asking_for_more_than_is_scored() -> None:
+    plan = plan_from_survey(survey_of_small_blocks(), PlanSettings(params="6.5K"))
+    assert len(plan.removed_layers) == 2
+    with pytest.raises(PlanError, match="no choice of 4 of 8 layers"):
+        plan_from_survey(survey_of_small_blocks(), PlanSettings(params="3K"))
+
+
 def test_a_choice_of_the_hand_beyond_what_is_scored_has_no_score_and_says_so() -> None:
     plan = plan_from_survey(survey_of_small_blocks(), PlanSettings(remove="2-6"))
     assert plan.removed == ((2, 7),)

@@ -8,7 +8,7 @@ import math
 import re
 import time
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from depthcut.errors import PlanError, SettingsError
 from depthcut.mergekit import MergekitRecipe
@@ -262,15 +262,19 @@ def _ranked(
 def _ranked_for_size(
     survey: Survey, scores: Scores, protected: Sequence[int], settings: PlanSettings
 ) -> list[tuple[Block, ...]]:
-    rankings = [
-        _ranked(scores, count, protected, settings) for count in range(1, survey.model.layers)
-    ]
-    choices = [ranked[0] for ranked in rankings]
-    return rankings[choices.index(_first_of_size(survey.model, choices, settings.params or ""))]
+    rankings: dict[tuple[Block, ...], list[tuple[Block, ...]]] = {}
+
+    def choices() -> Iterator[tuple[Block, ...]]:  # no more than it takes: a criterion may end
+        for count in range(1, survey.model.layers):
+            ranked = _ranked(scores, count, protected, settings)
+            rankings[ranked[0]] = ranked
+            yield ranked[0]
+
+    return rankings[_first_of_size(survey.model, choices(), settings.params or "")]
 
 
 def _first_of_size(
-    model: ModelFacts, choices: Sequence[tuple[Block, ...]], params: str
+    model: ModelFacts, choices: Iterable[tuple[Block, ...]], params: str
 ) -> tuple[Block, ...]:
     """The first choice that leaves at most so many parameters."""
     target, sizes = _parameters(params), model.layer_parameters

@@ -9,7 +9,18 @@ Importing it is light: torch and transformers are loaded when a stage first need
 """
 
 from depthcut import errors
-from depthcut.api import evaluate, generate, heal, inspect, plan, report, slice, survey, verify
+from depthcut.api import (
+    evaluate,
+    generate,
+    heal,
+    inspect,
+    plan,
+    report,
+    search,
+    slice,
+    survey,
+    verify,
+)
 from depthcut.errors import DepthcutError
 from depthcut.pipeline import run
 from depthcut.records import (
@@ -17,6 +28,7 @@ from depthcut.records import (
     HealRecord,
     Inspection,
     Plan,
+    Search,
     SliceRecord,
     Survey,
     Verification,
@@ -29,6 +41,7 @@ from depthcut.settings import (
     LoadSettings,
     PlanSettings,
     Recipe,
+    SearchSettings,
     SurveySettings,
 )
 from depthcut.version import __version__
@@ -44,6 +57,8 @@ __all__ = [
     "Plan",
     "PlanSettings",
     "Recipe",
+    "Search",
+    "SearchSettings",
     "SliceRecord",
     "Survey",
     "SurveySettings",
@@ -58,6 +73,7 @@ __all__ = [
     "read_record",
     "report",
     "run",
+    "search",
     "slice",
     "survey",
     "verify",

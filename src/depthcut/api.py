@@ -22,10 +22,12 @@ from depthcut.records import (
     ModelFacts,
     Origin,
     Plan,
+    Search,
     SliceRecord,
     Survey,
     Verification,
     inputs_digest,
+    read_choice,
     read_record,
     write_record,
 )
@@ -34,6 +36,7 @@ from depthcut.settings import (
     HealSettings,
     LoadSettings,
     PlanSettings,
+    SearchSettings,
     SurveySettings,
     TextSettings,
 )
@@ -83,8 +86,48 @@ def survey(
     return record
 
 
+def search(
+    model: str | Path | PreTrainedModel,
+    settings: SearchSettings | None = None,
+    *,
+    texts: Sequence[str] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    load: LoadSettings | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> Search:
+    """Choose layers with the model in the loop: candidates are run on a text and compared.
+
+    With `out`, what was measured is written beside it on the way (`<out>.journal`): the same
+    call goes on where a killed one stopped.
+
+    Args:
+        model: A source, or a causal language model in memory, which is left as it is.
+        settings: The method, how many layers, which text; see `SearchSettings`.
+        texts: Documents in memory, instead of `settings.text`.
+        tokenizer: For a model in memory.
+        load: Device and dtype of a model that is loaded here.
+        out: Where to write the record as JSON.
+
+    Raises:
+        DepthcutError: One of its kinds, see `depthcut.errors`.
+    """
+    from depthcut.searching.search import search_model
+
+    settings, load = settings or SearchSettings(), load or LoadSettings()
+    journal = None if out is None else Path(f"{out}.journal")
+    loaded = _loaded(model, tokenizer, load)
+    sequences = _sequences(loaded, settings, texts)
+    record = search_model(loaded, sequences, settings, load, journal=journal)
+    if out is not None:
+        write_record(record, out, overwrite=overwrite)
+    if journal is not None:
+        journal.unlink(missing_ok=True)
+    return record
+
+
 def plan(
-    source: Survey | ModelFacts | str | Path,
+    source: Survey | Search | ModelFacts | str | Path,
     settings: PlanSettings | None = None,
     *,
     mergekit: str | Path | None = None,
@@ -95,8 +138,8 @@ def plan(
     """Choose the layers that make up the new model.
 
     Args:
-        source: A survey or its file; or a model's source or facts, with `settings.remove` or
-            `mergekit`.
+        source: A survey, a search, or the file of one; or a model's source or facts, with
+            `settings.remove` or `mergekit`.
         settings: The budget or the layers; see `PlanSettings`.
         mergekit: A mergekit YAML file whose passthrough slices are the plan.
         load: Revision of a hub model.
@@ -106,15 +149,24 @@ def plan(
         DepthcutError: One of its kinds, see `depthcut.errors`.
     """
     from depthcut.mergekit import read_mergekit
-    from depthcut.planning import plan_by_hand, plan_by_mergekit, plan_from_survey
+    from depthcut.planning import (
+        plan_by_hand,
+        plan_by_mergekit,
+        plan_from_search,
+        plan_from_survey,
+    )
 
     settings = settings or PlanSettings()
     if isinstance(source, str | Path) and Path(source).suffix == ".json":
-        source = read_record(Path(source), Survey)
+        source = read_choice(Path(source))
     if mergekit is not None:
         recipe = read_mergekit(Path(mergekit))
-        model = source.model if isinstance(source, Survey) else _facts_to_plan(source, load)
+        model = (
+            source.model if isinstance(source, Survey | Search) else _facts_to_plan(source, load)
+        )
         record = plan_by_mergekit(model, recipe, settings)
+    elif isinstance(source, Search):
+        record = plan_from_search(source, settings)
     elif isinstance(source, Survey):
         record = plan_from_survey(source, settings)
     else:

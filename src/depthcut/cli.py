@@ -20,6 +20,7 @@ from depthcut.settings import (
     LoadSettings,
     PlanSettings,
     Recipe,
+    SearchSettings,
     SurveySettings,
 )
 
@@ -53,21 +54,26 @@ def survey(
 
     Args:
         model: smollm2 (embedded), a local folder, a hub id, or a .gguf file.
-        csv: Also write block_start,block_end,average_distance, as the older tools count.
+        csv: Also write block_start,block_end,average_distance, as the older tools count; with
+            the criterion pruneme, their numbers too.
     """
     from depthcut import api
     from depthcut.files import refuse_existing, write_file
+    from depthcut.surveying.criteria import chosen
 
     _use_token(common.token)
     for path in filter(None, (out, csv)):
         refuse_existing(path)
-    if csv is not None and not {"angular", "all"} & set(settings.criteria):
-        raise SettingsError("--csv holds angular distances: add angular to --criteria")
+    by_csv = next(
+        (name for name in ("pruneme", "angular") if name in chosen(settings.criteria)), ""
+    )
+    if csv is not None and not by_csv:
+        raise SettingsError("--csv holds angular distances: add angular or pruneme to --criteria")
     record = api.survey(model, settings, load=load, out=out)
     if csv is not None:
         from depthcut.reporting.exports import survey_csv
 
-        write_file(csv, survey_csv(record.find("angular", "last")).encode())
+        write_file(csv, survey_csv(record.find(by_csv, "last")).encode())
     if not _print_json(record, common):
         from depthcut.reporting.terminal import show, survey_table
 
@@ -75,8 +81,36 @@ def survey(
         show(f"next: depthcut plan {out} --drop 25% --out plan.json")
 
 
+def search(
+    model: Model,
+    *,
+    out: Out,
+    settings: SearchSettings = SearchSettings(),
+    load: LoadSettings = LoadSettings(),
+    common: Common = COMMON,
+) -> None:
+    """Choose layers with the model in the loop: candidates are run on a text and compared.
+
+    The same command goes on where a killed one stopped.
+
+    Args:
+        model: smollm2 (embedded), a local folder, a hub id, or a .gguf file.
+    """
+    from depthcut import api
+    from depthcut.files import refuse_existing
+
+    _use_token(common.token)
+    refuse_existing(out)
+    record = api.search(model, settings, load=load, out=out)
+    if not _print_json(record, common):
+        from depthcut.reporting.terminal import search_table, show
+
+        show(search_table(record))
+        show(f"next: depthcut plan {out} --drop {settings.drop} --out plan.json")
+
+
 def plan(
-    source: Annotated[str, Positional, arg(metavar="SURVEY|MODEL")],
+    source: Annotated[str, Positional, arg(metavar="SURVEY|SEARCH|MODEL")],
     *,
     out: Out,
     mergekit: Path | None = None,
@@ -89,7 +123,8 @@ def plan(
     """Choose the layers to remove: from a survey and a budget, by hand, or by a recipe.
 
     Args:
-        source: A survey (survey.json); or a model, with --remove or --from-mergekit.
+        source: A survey or a search (survey.json, search.json); or a model, with --remove or
+            --from-mergekit.
         mergekit: Also write the same cut as a mergekit passthrough recipe (YAML).
         from_mergekit: Take the layers of a mergekit passthrough recipe, in its order, with repeats.
         revision: Branch, tag or commit of a hub model.
@@ -382,6 +417,7 @@ def recipe() -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "survey": survey,
+    "search": search,
     "inspect": inspect,
     "plan": plan,
     "slice": slice_,

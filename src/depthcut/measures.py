@@ -204,3 +204,15 @@ def centred_alignments(states: Sequence[Tensor]) -> Tensor:
     own = products.diagonal().clamp(min=0).sqrt()
     scale = own[:, None] * own
     return torch.where(scale > 0, products / torch.where(scale > 0, scale, 1.0), 0.0)
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean of observations and its standard error; 0 where there is one only.
+
+    Args:
+        values: One each, shape (observations,).
+    """
+    values = values.double()
+    count = len(values)
+    error = (values.std() / math.sqrt(count)).item() if count > 1 else 0.0
+    return values.mean().item(), error

@@ -12,8 +12,11 @@ class Advance(Protocol):
 
 
 @contextlib.contextmanager
-def progress(title: str, total: float, *, unit: str = "tokens") -> Iterator[Advance]:
-    """A progress bar on stderr; on a stderr that is no terminal one line when it is done."""
+def progress(title: str, total: float | None, *, unit: str = "tokens") -> Iterator[Advance]:
+    """A progress bar on stderr; on a stderr that is no terminal one line when it is done.
+
+    A `total` of None means that nobody knows.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Task as RichTask
@@ -27,7 +30,7 @@ def progress(title: str, total: float, *, unit: str = "tokens") -> Iterator[Adva
     columns: list[ProgressColumn] = [
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("" if total is None else "{task.percentage:>3.0f} %"),
         Rate(),
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}", style="dim"),

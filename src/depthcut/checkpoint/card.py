@@ -91,6 +91,9 @@ def _chosen_by(plan: Plan) -> str:
     if plan.survey is None:
         return "hand"
     score = "" if plan.score is None else f", score {plan.score:.6g} (low: redundant)"
+    if plan.search is not None:
+        found = "KL divergence" if plan.search.objective == "kl" else "loss"
+        return f"{plan.search.method} search for the least {found}{score}; search `{plan.survey}`"
     where = "the last token" if plan.settings.tokens == "last" else "all tokens"
     return f"{plan.settings.criterion} at {where} of each sequence{score}; survey `{plan.survey}`"
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from depthcut.errors import CheckpointError, SettingsError
 from depthcut.evaluation.estimates import bits_per_byte, perplexity, ratio_estimate
-from depthcut.predictions import CHUNK_BYTES, token_divergences, token_losses
 from depthcut.model.batching import fitting_batch_size
 from depthcut.model.loading import LoadedModel
+from depthcut.predictions import CHUNK_BYTES, token_divergences, token_losses
 from depthcut.progress import progress
 from depthcut.records import Comparison, Estimate
 from depthcut.text.sequences import Batch, Sequences

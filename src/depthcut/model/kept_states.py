@@ -2,11 +2,12 @@
 
 import os
 import tempfile
-from collections.abc import Hashable, Iterable
-from typing import IO, NamedTuple
+from collections.abc import Hashable, Iterable, Iterator
+from typing import IO, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from typing_extensions import Buffer
 
 
 class _Place(NamedTuple):
@@ -43,13 +44,13 @@ class KeptStates:
             self.left_bytes -= size
             return
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="depthcut-states-")
+            self._file = tempfile.TemporaryFile(prefix="depthcut-states-")  # noqa: SIM115
         offsets = self._free.get(size)
         if offsets:
             offset = offsets.pop()
         else:
             offset, self._end = self._end, self._end + size
-        content = memoryview(_bytes_of(states.cpu().contiguous()))
+        content = _bytes_of(states.cpu().contiguous())
         written = 0
         while written < size:
             written += os.pwrite(self._file.fileno(), content[written:], offset + written)
@@ -65,7 +66,7 @@ class KeptStates:
             return self._memory[key].to(device)
         place = self._places[key]
         states = torch.empty(place.shape, dtype=place.dtype)
-        content = memoryview(_bytes_of(states))
+        content = _bytes_of(states)
         read = 0
         while read < len(content) and self._file is not None:
             read += os.preadv(self._file.fileno(), [content[read:]], place.offset + read)
@@ -81,9 +82,10 @@ class KeptStates:
                 size = place.shape.numel() * place.dtype.itemsize
                 self._free.setdefault(size, []).append(place.offset)
 
-    def keys(self) -> set[Hashable]:
-        return {*self._memory, *self._places}
+    def __iter__(self) -> Iterator[Hashable]:
+        yield from (*self._memory, *self._places)
 
 
-def _bytes_of(states: Tensor) -> "memoryview":
-    return memoryview(states.view(torch.uint8).reshape(-1).numpy())
+def _bytes_of(states: Tensor) -> memoryview:
+    """Those of a contiguous tensor on the CPU, to be read or written."""
+    return memoryview(cast(Buffer, states.flatten().view(torch.uint8).numpy()))

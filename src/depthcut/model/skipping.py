@@ -71,7 +71,7 @@ class Skipper:
         self._base = stack
         stale = [
             key
-            for key in self._kept.keys()
+            for key in self._kept
             if isinstance(key, tuple) and isinstance(key[0], tuple) and not _begins(stack, key[0])
         ]
         self._kept.discard(stale)

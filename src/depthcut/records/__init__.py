@@ -5,11 +5,13 @@ enters layer l; depth L leaves the last layer, before the final norm.
 """
 
 from depthcut.records.base import Origin, Record, inputs_digest, read_record, write_record
-from depthcut.records.blocks import Block, layers_in_words, merged
+from depthcut.records.blocks import Block, layer_counts, layer_set, layers_in_words, merged
+from depthcut.records.choices import read_choice
 from depthcut.records.evaluation import Comparison, Evaluation, ModelEvaluation, Speed
 from depthcut.records.facts import Estimate, ModelFacts, TextFacts, value_and_error
 from depthcut.records.healing import HealRecord
 from depthcut.records.plan import Alternative, LayerSlice, Plan, slices_without
+from depthcut.records.search import Cost, FrontierPoint, Search
 from depthcut.records.slicing import (
     FieldValues,
     Inspection,
@@ -24,9 +26,11 @@ __all__ = [
     "Alternative",
     "Block",
     "Comparison",
+    "Cost",
     "Estimate",
     "Evaluation",
     "FieldValues",
+    "FrontierPoint",
     "HealRecord",
     "Inspection",
     "LayerGroup",
@@ -38,14 +42,18 @@ __all__ = [
     "Record",
     "Refusal",
     "Scores",
+    "Search",
     "SliceRecord",
     "Speed",
     "Survey",
     "TextFacts",
     "Verification",
     "inputs_digest",
+    "layer_counts",
+    "layer_set",
     "layers_in_words",
     "merged",
+    "read_choice",
     "read_record",
     "slices_without",
     "value_and_error",

@@ -1,6 +1,9 @@
 """Blocks of layers, half open, counted from 0, and what people call them."""
 
+import re
 from collections.abc import Iterable, Sequence
+
+from depthcut.errors import PlanError, SettingsError
 
 Block = tuple[int, int]
 """Consecutive layers [start, stop), counted from 0."""
@@ -25,3 +28,53 @@ def layers_in_words(blocks: Sequence[Block]) -> str:
         return "no layer (0 layers)"
     names = " and ".join(filter(None, [", ".join(spans[:-1]), *spans[-1:]]))
     return f"layer {names} (1 layer)" if count == 1 else f"layers {names} ({count} layers)"
+
+
+def layer_set(text: str, layers: int) -> tuple[int, ...]:
+    """The layers in a list such as "12-18,22" (both ends included), sorted.
+
+    Raises:
+        SettingsError: Not such a list.
+        PlanError: A layer that the model does not have.
+    """
+    found: set[int] = set()
+    for part in filter(None, re.split(r"[,\s]+", text)):
+        match = re.fullmatch(r"(\d+)(?:[-–](\d+))?", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise SettingsError(f"{part!r} names no layers: write them as 12-18,22, counted from 0")
+        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    if found and max(found) >= layers:
+        raise PlanError(
+            f"there is no layer {max(found)}: the model has {layers}, numbered 0 to {layers - 1}"
+        )
+    return tuple(sorted(found))
+
+
+def layer_counts(text: str, layers: int) -> tuple[int, ...]:
+    """The numbers of layers in 7, 25%, 1:12 (both ends included) or 1,3,5, ascending.
+
+    Shares of the layers are rounded down.
+
+    Raises:
+        SettingsError: Not such a number, share, range or list.
+        PlanError: None or all of the layers.
+    """
+    found: set[int] = set()
+    for part in filter(None, re.split(r"[,\s]+", text)):
+        match = re.fullmatch(r"(\d+)(?::(\d+))?|(\d+(?:\.\d+)?)%", part)
+        if match is None or int(match[2] or match[1] or 0) < int(match[1] or 0):
+            raise SettingsError(
+                f"drop {text}: write a number of layers (7), a share (25%) or a range (1:12)"
+            )
+        if match[3]:
+            found.add(int(layers * float(match[3]) / 100 + 1e-9))
+        else:
+            found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    if not found or min(found) < 1:
+        raise PlanError(f"drop {text}: removes none of the {layers} layers; ask for at least one")
+    if max(found) >= layers:
+        raise PlanError(
+            f"drop {text}: removes {max(found)} of {layers} layers; at least one must stay, "
+            f"so drop at most {layers - 1}"
+        )
+    return tuple(sorted(found))

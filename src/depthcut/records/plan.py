@@ -8,7 +8,7 @@ from depthcut.frames import Row, data_frame, html_table
 from depthcut.records.base import Origin, Record
 from depthcut.records.blocks import Block, layers_in_words, merged
 from depthcut.records.facts import Estimate, ModelFacts, value_and_error
-from depthcut.settings import PlanSettings
+from depthcut.settings import PlanSettings, SearchSettings
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,7 +40,9 @@ class Plan(Record, frozen=True, kw_only=True):
     model: ModelFacts
     settings: PlanSettings
     survey: str | None
-    """`inputs` of the survey that it came from; None: chosen by hand."""
+    """`inputs` of the survey or search that it came from; None: chosen by hand."""
+    search: SearchSettings | None = None
+    """Of the search that found it; None: a survey's criterion, or a hand."""
     slices: tuple[LayerSlice, ...]
     """What the new model is made of. Layers that no slice names are removed."""
     score: float | None

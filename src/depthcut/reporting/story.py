@@ -155,6 +155,9 @@ def _speed_words(before: ModelEvaluation, after: ModelEvaluation) -> str:
 
 
 def _chosen_by(plan: Plan) -> str:
+    if plan.search is not None:
+        found = "KL divergence" if plan.search.objective == "kl" else "loss"
+        return f"a {plan.search.method} search found no other choice with less {found}"
     settings = plan.settings
     where = f"{criterion(settings.criterion)} {at_tokens(settings.tokens)}"
     if settings.criterion != "angular":

@@ -14,6 +14,7 @@ from depthcut.records import (
     Inspection,
     Plan,
     Scores,
+    Search,
     SliceRecord,
     Survey,
     Verification,
@@ -32,6 +33,8 @@ from depthcut.reporting.words import (
     speed,
     verdict,
 )
+
+_OBJECTIVES = {"kl": "KL divergence in nats", "loss": "loss in nats"}
 
 
 def show(content: RenderableType) -> None:
@@ -55,6 +58,24 @@ def survey_table(survey: Survey) -> RenderableType:
         cells = [_best_block(scores, count) for scores in blocks]
         best.add_row(f"{count} layer{'s' * (count > 1)}", *cells)
     return Group(head, best)
+
+
+def search_table(search: Search) -> RenderableType:
+    """The best choice of each number of layers, and what the search took."""
+    model, text, cost = search.model, search.text, search.cost
+    head = (
+        f"{model.source}: {model.layers} layers; {text.source}: {text.sequences:,} sequences, "
+        f"{text.tokens:,} tokens; {duration(cost.seconds)}, {cost.forwards:,.0f} forward passes"
+    )
+    table = Table("removed", "loss lost, nats ± error", "KL, nats ± error")
+    for point in search.frontier:
+        table.add_row(
+            layers_in_words(point.removed),
+            estimate(point.loss_difference, sign=True),
+            estimate(point.kl_divergence),
+        )
+    stopped = () if search.complete else ("[yellow]stopped at its budget[/yellow]",)
+    return Group(head, table, *stopped)
 
 
 def inspection_tables(record: Inspection) -> RenderableType:
@@ -134,8 +155,12 @@ def plan_table(plan: Plan) -> RenderableType:
         f"{amount(model.parameters)} parameters become {amount(left)}"
     ]
     if plan.score is not None:
-        criterion = _criterion(plan.settings.criterion, plan.settings.tokens)
-        lines.append(f"{criterion}: {score(plan.score)}")
+        by = (
+            f"{plan.search.method} search, {_OBJECTIVES[plan.search.objective]}"
+            if plan.search
+            else _criterion(plan.settings.criterion, plan.settings.tokens)
+        )
+        lines.append(f"{by}: {score(plan.score)}")
     if plan.alternatives:
         table = Table("instead", "score", "difference ± error", "so it is")
         for other in plan.alternatives:

@@ -1,0 +1,108 @@
+"""Which layers a model can best spare, for every number of them, as measured by their removal."""
+
+from typing import TYPE_CHECKING, Literal
+
+from depthcut.errors import PlanError
+from depthcut.frames import Row, data_frame, html_table
+from depthcut.records.base import Origin, Record
+from depthcut.records.blocks import Block, layers_in_words
+from depthcut.records.facts import Estimate, ModelFacts, TextFacts
+from depthcut.records.plan import Alternative
+from depthcut.settings import LoadSettings, SearchSettings
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class FrontierPoint(Record, frozen=True, kw_only=True):
+    """The best choice of so many layers, on the text that was searched on."""
+
+    removed: tuple[Block, ...]
+    loss: Estimate
+    """Mean next-token loss in nats."""
+    loss_difference: Estimate
+    """To the untouched model, paired over sequences."""
+    kl_divergence: Estimate
+    """KL(untouched ‖ cut) in nats."""
+    runners_up: tuple[Alternative, ...]
+    """Other choices of as many layers that read the whole text, best first. Their score is what
+    the search made least."""
+
+
+class Cost(Record, frozen=True, kw_only=True):
+    """What a choice of layers took."""
+
+    seconds: float
+    forwards: float
+    """Work in whole forward passes of the untouched model over the text: layers and heads that
+    ran, by their share of the parameters."""
+    layer_passes: int
+    """Passes of one sequence through one layer."""
+    head_passes: int
+    """Passes of one sequence through the final norm and the head."""
+    evaluations: float
+    """Readings of the whole text by candidates."""
+
+
+class Search(Record, frozen=True, kw_only=True):
+    """A model in the loop: which layers it can best spare."""
+
+    kind: Literal["search"] = "search"
+    origin: Origin
+    model: ModelFacts
+    text: TextFacts
+    settings: SearchSettings
+    load: LoadSettings
+    paper: str
+    untouched: Estimate
+    """Mean next-token loss of the untouched model in nats."""
+    frontier: tuple[FrontierPoint, ...]
+    """By number of removed layers, ascending; numbers that the search did not pass are missing."""
+    complete: bool
+    """Off: it stopped at its budget."""
+    cost: Cost
+
+    def find(self, count: int) -> FrontierPoint:
+        """The best choice of `count` layers.
+
+        Raises:
+            PlanError: The search found none.
+        """
+        for point in self.frontier:
+            if sum(stop - start for start, stop in point.removed) == count:
+                return point
+        found = ", ".join(
+            str(sum(stop - start for start, stop in point.removed)) for point in self.frontier
+        )
+        why = "" if self.complete else " before its budget was spent"
+        raise PlanError(
+            f"the search chose no {count} layers{why}: it has {found or 'none'}; search with "
+            f"--drop {count}"
+        )
+
+    def to_frame(self) -> "DataFrame":
+        """One row for each number of removed layers; needs pandas."""
+        return data_frame(_COLUMNS, self._rows())
+
+    def _repr_html_(self) -> str:
+        caption = (
+            f"{self.settings.method} search of {self.model.source} on {self.text.tokens:,} tokens "
+            f"of {self.text.source}"
+        )
+        return html_table(caption, _COLUMNS, self._rows())
+
+    def _rows(self) -> list[Row]:
+        return [
+            (
+                sum(stop - start for start, stop in point.removed),
+                layers_in_words(point.removed),
+                point.loss_difference.value,
+                point.loss_difference.stderr,
+                point.kl_divergence.value,
+                point.kl_divergence.stderr,
+            )
+            for point in self.frontier
+        ]
+
+
+_COLUMNS = ("removed", "layers", "loss lost", "± stderr", "KL", "± stderr of KL")

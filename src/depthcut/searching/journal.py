@@ -1,0 +1,99 @@
+"""What a search has measured, on disk line by line: a killed search reads it and goes on.
+
+A search is deterministic, so nothing else is kept: it begins anew, and finds here what it asks
+for until it reaches the point where it was stopped.
+"""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from depthcut.errors import OutputError
+
+
+class Entry(NamedTuple):
+    """One stack on one batch."""
+
+    removed: tuple[int, ...]
+    batch: int
+    loss: tuple[float, ...]
+    """By sequence, like the others."""
+    divergence: tuple[float, ...]
+    last_divergence: tuple[float, ...]
+    layers: int
+    """Passes of a sequence through a layer, of the search so far."""
+    heads: int
+    seconds: float
+    """Of the search so far."""
+
+
+class Journal:
+    """An append-only file; without a path it is kept in memory only."""
+
+    def __init__(self, path: Path | None, inputs: str) -> None:
+        """Read what is there and go on behind it.
+
+        Args:
+            path: The file; None: none.
+            inputs: Digest of what the search depends on.
+
+        Raises:
+            OutputError: It is another search's, or cannot be written.
+        """
+        self.entries: list[Entry] = []
+        self.path = path
+        self._file: IO[bytes] | None = None
+        if path is None:
+            return
+        try:
+            good = self._read(path, inputs) if path.exists() else 0
+            self._file = path.open("r+b" if path.exists() else "xb")
+            self._file.truncate(good)
+            self._file.seek(good)
+            if not good:
+                self._write({"inputs": inputs})
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {path}: {error.strerror}; choose another --out"
+            ) from error
+
+    def add(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        self._write(entry._asdict())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def delete(self) -> None:
+        """Once its result is written elsewhere."""
+        self.close()
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def _write(self, line: dict[str, object]) -> None:
+        if self._file is not None:
+            # One write to the operating system: what a killed process wrote is there.
+            content = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+            os.write(self._file.fileno(), content)
+
+    def _read(self, path: Path, inputs: str) -> int:
+        """Bytes of the whole lines; a last line cut short by a kill does not count."""
+        content = path.read_bytes()
+        good = content.rfind(b"\n") + 1
+        first, *lines = content[:good].split(b"\n")
+        if good and not re.search(rb'"inputs":"%s"' % inputs.encode(), first):
+            raise OutputError(
+                f"{path} is what another search left (other settings, model or text): remove it, "
+                "or choose another --out"
+            )
+        self.entries = [_entry(json.loads(line)) for line in lines if line]
+        return good
+
+
+def _entry(line: dict[str, Sequence[float] | float]) -> Entry:
+    values = (tuple(value) if isinstance(value, list) else value for value in line.values())
+    return Entry(*values)  # type: ignore[arg-type]  # as written by add

@@ -1,0 +1,175 @@
+"""The stage: a method, a model and a text to the best choice of each number of layers."""
+
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from depthcut.errors import PlanError, SettingsError, nearest
+from depthcut.measures import mean_and_error
+from depthcut.model.loading import LoadedModel
+from depthcut.model.skipping import Losses, skipping
+from depthcut.progress import progress
+from depthcut.records import (
+    Alternative,
+    Cost,
+    Estimate,
+    FrontierPoint,
+    Origin,
+    Search,
+    layer_counts,
+    layer_set,
+    layers_in_words,
+    merged,
+)
+from depthcut.searching.asked import Asked
+from depthcut.searching.inputs import search_inputs
+from depthcut.searching.journal import Journal
+from depthcut.searching.methods import METHODS
+from depthcut.searching.trials import BudgetSpentError, Removed, Trials
+from depthcut.settings import LoadSettings, SearchSettings
+from depthcut.text.sequences import Sequences
+
+RUNNERS_UP = 5
+
+
+def search_model(
+    loaded: LoadedModel,
+    sequences: Sequences,
+    settings: SearchSettings,
+    load: LoadSettings,
+    *,
+    journal: Path | None = None,
+) -> Search:
+    """Find the layers that a model can best spare, by measuring what their removal costs.
+
+    Args:
+        loaded: The model; left as it was.
+        sequences: The text; each sequence is one observation.
+        settings: The method and what bounds it.
+        load: How the model was loaded, for the record.
+        journal: Where what was measured is written on the way. The same search begun again with
+            the same file goes on where it was killed.
+
+    Raises:
+        SettingsError: No such method, or a number that cannot be meant.
+        PlanError: More layers than may go.
+        ArchitectureError: The model cannot be run in part.
+        OutputError: The journal is another search's.
+    """
+    asked = resolve(settings, loaded.facts.layers)
+    method = METHODS[settings.method]
+    inputs = search_inputs(loaded.facts.digest, sequences.facts.digest, settings, load)
+    diary = Journal(journal, inputs)
+    started = time.monotonic()
+    with (
+        progress(f"search: {settings.method}", None, unit="sequences") as advance,
+        skipping(loaded, sequences, batch_size=settings.batch_size) as skipper,
+    ):
+        trials = Trials(
+            skipper,
+            diary,
+            objective=settings.objective,
+            error_rate=settings.error_rate,
+            minutes=settings.minutes,
+            evaluations=settings.evaluations,
+            advance=advance,
+        )
+        untouched = trials.losses(())
+        chosen: dict[int, Removed] = {}
+        complete = True
+        try:
+            for removed in method.function(settings.method)(trials, asked):
+                known = chosen.get(len(removed))
+                if known is None or trials.mean(removed) < trials.mean(known):
+                    trials.mean(removed)  # on the whole text, or it does not count
+                    chosen[len(removed)] = removed
+                advance(0, _note(removed, trials))
+        except BudgetSpentError:
+            complete = False
+        frontier = tuple(_point(chosen[count], trials, untouched) for count in sorted(chosen))
+        cost = _cost(loaded, trials)
+    diary.close()
+    return Search(
+        origin=Origin.since(started, inputs=inputs),
+        model=loaded.facts,
+        text=sequences.facts,
+        settings=settings,
+        load=load,
+        paper=method.paper,
+        untouched=_estimate(untouched.loss),
+        frontier=frontier,
+        complete=complete,
+        cost=cost,
+    )
+
+
+def resolve(settings: SearchSettings, layers: int) -> Asked:
+    """What is asked for of a model of so many layers.
+
+    Raises:
+        SettingsError: No such method, or a number that cannot be meant.
+        PlanError: More layers than may go.
+    """
+    if settings.method not in METHODS:
+        raise SettingsError(
+            f"no method {settings.method!r}{nearest(settings.method, METHODS)}: choose one of "
+            f"{', '.join(METHODS)}"
+        )
+    if not 0 <= settings.error_rate < 1:
+        raise SettingsError(f"error rate {settings.error_rate}: between 0 and 1, such as 0.05")
+    counts = layer_counts(str(settings.drop), layers)
+    protected = layer_set(settings.protect or "", layers)
+    free = tuple(layer for layer in range(layers) if layer not in protected)
+    if counts[-1] > len(free):
+        raise PlanError(
+            f"drop {settings.drop}: only {len(free)} layers may go beside the protected "
+            f"{settings.protect}; protect fewer or drop fewer"
+        )
+    return Asked(counts, free, settings)
+
+
+def _point(removed: Removed, trials: Trials, untouched: Losses) -> FrontierPoint:
+    found = trials.losses(removed)
+    scores = trials.scores(removed)
+    others = [each for each in trials.measured(len(removed)) if each != removed]
+    return FrontierPoint(
+        removed=merged(removed),
+        loss=_estimate(found.loss),
+        loss_difference=_estimate(found.loss - untouched.loss),
+        kl_divergence=_estimate(found.divergence),
+        runners_up=tuple(
+            Alternative(
+                removed=merged(other),
+                score=trials.mean(other),
+                difference=_estimate(trials.scores(other) - scores),
+            )
+            for other in others[:RUNNERS_UP]
+        ),
+    )
+
+
+def _cost(loaded: LoadedModel, trials: Trials) -> Cost:
+    layers = len(loaded.layers)
+    head: nn.Module | None = cast(Any, loaded.model).get_output_embeddings()
+    head_size = sum(parameter.numel() for parameter in head.parameters()) if head else 0
+    layer_size = sum(loaded.facts.layer_parameters) / layers
+    work = trials.work
+    spent = work.layers * layer_size + work.heads * head_size
+    return Cost(
+        seconds=round(trials.seconds, 3),
+        forwards=spent / (layers * layer_size + head_size) / trials.sequences,
+        layer_passes=work.layers,
+        head_passes=work.heads,
+        evaluations=trials.evaluations,
+    )
+
+
+def _note(removed: Removed, trials: Trials) -> str:
+    return f"without {layers_in_words(merged(removed))}: {trials.mean(removed):.3f} nats"
+
+
+def _estimate(values: Tensor) -> Estimate:
+    value, error = mean_and_error(values)
+    return Estimate(value=value, stderr=error)

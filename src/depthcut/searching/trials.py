@@ -1,0 +1,200 @@
+"""Candidates tried on the text: what each costs, and which is best."""
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from depthcut.confidence import worse
+from depthcut.model.skipping import Losses, Skipper, Work
+from depthcut.progress import Advance
+from depthcut.searching.journal import Entry, Journal
+from depthcut.settings import Objective
+
+Removed = tuple[int, ...]
+"""Removed layers, ascending."""
+
+_FIRST_LOOK_SEQUENCES = 8
+_LOOKS_GROW = 1.5
+
+
+class BudgetSpentError(Exception):
+    """The search has used the minutes or evaluations that it was given."""
+
+
+class Trials:
+    """Measures candidates on growing parts of the text; each part once."""
+
+    def __init__(
+        self,
+        skipper: Skipper,
+        journal: Journal,
+        *,
+        objective: Objective = "kl",
+        error_rate: float = 0.05,
+        minutes: float | None = None,
+        evaluations: float | None = None,
+        advance: Advance = lambda amount, note="": None,
+    ) -> None:
+        """Begin, or go on where the journal ends.
+
+        Args:
+            skipper: Runs the stacks.
+            journal: What was measured before.
+            objective: What is least in the best candidate.
+            error_rate: Of each choice: the probability that a candidate is given up although it
+                is the best on all of the text. 0: none is given up before the end.
+            minutes: Stop after so many.
+            evaluations: Stop after so many readings of the whole text by candidates.
+            advance: Told how many sequences were read.
+        """
+        self.whole = skipper.whole
+        self.sequences = sum(len(batch.ids) for batch in skipper.batches)
+        self._skipper, self._journal, self._advance = skipper, journal, advance
+        self._column = Losses._fields.index({"kl": "divergence", "loss": "loss"}[objective])
+        self._error_rate = error_rate
+        self._minutes, self._evaluations = minutes, evaluations
+        self._sizes = [len(batch.ids) for batch in skipper.batches]
+        self._written = {(entry.removed, entry.batch): entry for entry in journal.entries}
+        self._known: dict[Removed, dict[int, Losses]] = {}
+        last = journal.entries[-1] if journal.entries else None
+        self._before = Work(last.layers, last.heads) if last else Work(0, 0)
+        self._started = time.monotonic() - (last.seconds if last else 0.0)
+        self._read = 0
+
+    @property
+    def batches(self) -> range:
+        return range(len(self._sizes))
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this search, those before a kill included."""
+        return time.monotonic() - self._started
+
+    @property
+    def work(self) -> Work:
+        """Done for this search, that before a kill included."""
+        now = self._skipper.work
+        return Work(self._before.layers + now.layers, self._before.heads + now.heads)
+
+    @property
+    def evaluations(self) -> float:
+        """Readings of the whole text by candidates."""
+        return self._read / self.sequences
+
+    def without(self, removed: Removed) -> tuple[int, ...]:
+        """What is left of the stack."""
+        return tuple(layer for layer in self.whole if layer not in removed)
+
+    def start_from(self, removed: Removed) -> None:
+        """Candidates to come share the beginning of this stack: its states are kept."""
+        self._skipper.base = self.without(removed)
+
+    def losses(self, removed: Removed, batches: Iterable[int] | None = None) -> Losses:
+        """What each sequence of some batches (default: all) says of a candidate."""
+        numbers = list(self.batches if batches is None else batches)
+        self.measure([removed], numbers)
+        rows = [self._known[removed][number] for number in numbers]
+        return Losses(*(torch.cat(column) for column in zip(*rows, strict=True)))
+
+    def scores(self, removed: Removed, batches: Iterable[int] | None = None) -> Tensor:
+        """What is to be least, by sequence."""
+        return self.losses(removed, batches)[self._column]
+
+    def mean(self, removed: Removed, batches: Iterable[int] | None = None) -> float:
+        """What is to be least, over some batches (default: the whole text)."""
+        return self.scores(removed, batches).mean().item()
+
+    def best(self, candidates: Sequence[Removed]) -> Removed:
+        """The best candidate on the text; the others are read as far as it takes to tell.
+
+        After some batches, and again each time half as many more are read, a candidate is given
+        up if the confidence bound of its paired difference to the best so far lies above 0: a
+        sequential test, valid at all looks together, at the error rate over all candidates.
+
+        Returns:
+            The best of those that are left at the end, the first of equals.
+        """
+        alive, read = list(candidates), 0
+        for look in self._looks():
+            if len(alive) == 1:
+                break
+            self.measure(alive, range(read, look))
+            read = look
+            alive = self._not_worse(alive, range(read), len(candidates) - 1)
+        return min(alive, key=lambda each: self.mean(each, range(read)))
+
+    def ranked(self, candidates: Sequence[Removed], batches: Iterable[int]) -> list[Removed]:
+        """Candidates by their mean over some batches, best first."""
+        numbers = list(batches)
+        self.measure(candidates, numbers)
+        return sorted(candidates, key=lambda each: self.mean(each, numbers))
+
+    def measured(self, count: int) -> list[Removed]:
+        """All candidates of so many layers that have read the whole text, best first."""
+        whole = [
+            removed
+            for removed, known in self._known.items()
+            if len(removed) == count and len(known) == len(self._sizes)
+        ]
+        return sorted(whole, key=self.mean)
+
+    def measure(self, candidates: Sequence[Removed], batches: Iterable[int]) -> None:
+        """Have some candidates read some batches, those that they have not read.
+
+        Raises:
+            BudgetSpentError: Before the reading that would go beyond it.
+        """
+        for number in batches:
+            for removed in candidates:
+                known = self._known.setdefault(removed, {})
+                if number not in known:
+                    known[number] = self._measured(removed, number)
+
+    def _measured(self, removed: Removed, number: int) -> Losses:
+        self._refuse_beyond_budget()
+        self._read += self._sizes[number]
+        entry = self._written.get((removed, number))
+        if entry is None:
+            found = self._skipper.measure(self.without(removed), number)
+            loss, divergence, last = (tuple(column.tolist()) for column in found)
+            entry = Entry(removed, number, loss, divergence, last, *self.work, self.seconds)
+            self._journal.add(entry)
+        self._advance(self._sizes[number])
+        return Losses(
+            *(
+                torch.tensor(column, dtype=torch.float64)
+                for column in (entry.loss, entry.divergence, entry.last_divergence)
+            )
+        )
+
+    def _refuse_beyond_budget(self) -> None:
+        if self._evaluations is not None and self.evaluations >= self._evaluations:
+            raise BudgetSpentError
+        if self._minutes is not None and self.seconds >= 60 * self._minutes:
+            raise BudgetSpentError
+
+    def _not_worse(
+        self, alive: Sequence[Removed], batches: Iterable[int], others: int
+    ) -> list[Removed]:
+        scores = {removed: self.scores(removed, batches) for removed in alive}
+        best = min(alive, key=lambda removed: scores[removed].mean().item())
+        return [
+            removed
+            for removed in alive
+            if removed == best
+            or not self._error_rate
+            or not worse(scores[removed] - scores[best], self._error_rate / others)
+        ]
+
+    def _looks(self) -> list[int]:
+        """Numbers of batches after which candidates may be given up."""
+        looks, sequences, wanted = [], 0, float(_FIRST_LOOK_SEQUENCES)
+        for number, size in enumerate(self._sizes, start=1):
+            sequences += size
+            if sequences >= wanted:
+                looks.append(number)
+                wanted = math.ceil(sequences * _LOOKS_GROW)
+        return [*(look for look in looks if look < len(self._sizes)), len(self._sizes)]

@@ -154,4 +154,4 @@ def test_a_csv_without_its_criterion_is_refused_before_anything_is_loaded(
     options = ("--out", tmp_path / "survey.json", "--csv", tmp_path / "a.csv")
     code, _, err = depthcut("survey", "no-such-model", *options, "--criteria", "cosine", "cka")
     assert code == 2
-    assert err == "depthcut: --csv holds angular distances: add angular to --criteria\n"
+    assert err == "depthcut: --csv holds angular distances: add angular or pruneme to --criteria\n"

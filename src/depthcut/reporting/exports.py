@@ -45,9 +45,9 @@ def survey_csv(scores: Scores, size: int | None = None) -> str:
     b + n: removing layers b to b + n - 1 counted from 0, the block [b, b + n). block_end is
     the first layer that stays, as in a mergekit layer_range.
 
-    The rows differ in two ways: PruneMe has none for blocks that start at layer 0 (the dropped
-    state), and its row that ends at the last layer compares with the state after the final
-    norm, ours with the state before it.
+    The rows of `angular` differ in two ways: PruneMe has none for blocks that start at layer 0
+    (the dropped state), and its row that ends at the last layer compares with the state after
+    the final norm, ours with the state before it. Those of `pruneme` are its own.
 
     Args:
         scores: Any criterion; a criterion of single layers gives blocks of one.

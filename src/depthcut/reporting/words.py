@@ -19,6 +19,7 @@ CRITERIA = {
     "euclidean": "relative Euclidean distance",
     "cka": "distance by CKA",
     "linear-map": "distance after the best linear map",
+    "pruneme": "PruneMe's distance",
     "block-influence": "block influence",
     "relative-magnitude": "relative magnitude",
     "weight-magnitude": "magnitude of weights",

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from depthcut.measures import DepthPairs
 
-Needs = Literal["pairs", "centred pairs", "sequence", "linear maps", "weights", "gradients"]
+Needs = Literal[
+    "pairs", "centred pairs", "sequence", "linear maps", "full batches", "weights", "gradients"
+]
 """What a criterion's function is given, and what it returns; entries in reading order, float64.
 
 pairs            DepthPairs of some tokens -> (tokens, entries)
@@ -25,6 +27,8 @@ centred pairs    the same of states less the mean of their sequence at each dept
 sequence         the states of a whole sequence at each depth, (tokens, hidden) -> (entries,)
 linear maps      of each block: what the best map makes of what enters it, and what leaves it,
                  (tokens, hidden) both -> (tokens,)
+full batches     of each block: what enters and what leaves it at the last token of each sequence
+                 of a full batch, (batch, hidden) both, in the model's dtype -> (batch,)
 weights          one tensor of a layer -> a number; the layer's score is their sum
 gradients        one tensor of a layer, and its gradient -> a number; the same
 """
@@ -51,6 +55,11 @@ class Criterion:
         """Whether it scores blocks up to a largest one only."""
         return self.needs == "linear maps"
 
+    @property
+    def first(self) -> int:
+        """The first layer that a scored block may hold."""
+        return 1 if self.needs == "full batches" else 0
+
 
 def angular(pairs: "DepthPairs") -> "Tensor":
     """arccos(cosine) / pi between what enters and what leaves each block, 0 same, 1 opposite."""
@@ -65,6 +74,15 @@ def cosine(pairs: "DepthPairs") -> "Tensor":
 def euclidean(pairs: "DepthPairs") -> "Tensor":
     """Norm of what each block adds, over the norm of what leaves it: 0 nothing added."""
     return pairs.block_changes
+
+
+def pruneme(before: "Tensor", after: "Tensor") -> "Tensor":
+    """arccos(cosine) / pi as PruneMe computes it: in the states' dtype, small angles lost."""
+    from torch.linalg import vector_norm
+
+    unit, other = (each / vector_norm(each, dim=-1, keepdim=True) for each in (before, after))
+    turns: Tensor = (unit * other).sum(dim=-1).clamp(min=-1, max=1).arccos() / math.pi
+    return turns
 
 
 def cka(states: "Sequence[Tensor]") -> "Tensor":
@@ -92,8 +110,9 @@ def linear_map(predicted: "Tensor", after: "Tensor") -> "Tensor":
     """Norm of what the best linear map leaves, over the norm of what leaves each block."""
     from torch.linalg import vector_norm
 
-    norms = vector_norm(after, dim=-1)
-    return vector_norm(after - predicted, dim=-1) / norms.where(norms > 0, 1)
+    norms: Tensor = vector_norm(after, dim=-1)
+    errors: Tensor = vector_norm(after - predicted, dim=-1)
+    return errors / norms.where(norms > 0, 1)
 
 
 def weight_magnitude(weight: "Tensor") -> "Tensor":
@@ -162,6 +181,15 @@ CRITERIA: Mapping[str, Criterion] = {
         "what the best linear map from what enters the block to what leaves it does not explain, "
         "on sequences that the map was not fitted on, over the norm of what leaves it: 0 linear",
     ),
+    "pruneme": Criterion(
+        pruneme,
+        "full batches",
+        "block",
+        "PruneMe, github.com/arcee-ai/PruneMe, for Gromov et al. 2024, arXiv:2403.17887",
+        "the angular distance at the last token as PruneMe computes and averages it: no block "
+        "starts at layer 0, the last state is behind the final norm",
+        tokens=("last",),
+    ),
     "block-influence": Criterion(
         block_influence,
         "pairs",
@@ -219,7 +247,9 @@ def row_widths(criterion: Criterion, layers: int, largest: int) -> tuple[int, ..
     if criterion.scope == "layer":
         return (1,) * layers
     most = largest if criterion.costly else layers
-    return tuple(min(layers - start, most) for start in range(layers))
+    return tuple(
+        min(layers - start, most) if start >= criterion.first else 0 for start in range(layers)
+    )
 
 
 def blocks_up_to(layers: int, largest: int) -> list[Block]:

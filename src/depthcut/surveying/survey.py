@@ -1,5 +1,6 @@
 """One pass over a text: every criterion of every block and layer, with its sampling error."""
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from depthcut.settings import LoadSettings, SurveySettings, Tokens
 from depthcut.surveying.criteria import Criterion, Needs, chosen, row_widths
 from depthcut.surveying.inputs import survey_inputs
 from depthcut.surveying.linear_maps import LinearMaps, linear_maps
+from depthcut.surveying.pruneme import FullBatches, full_batches
 from depthcut.surveying.scores import Rows, in_rows, scores_of
 from depthcut.surveying.weights import gradient_rows, refuse_weights, weight_rows
 from depthcut.text.sequences import Sequences
@@ -47,7 +49,7 @@ def survey_model(
         ArchitectureError: The model's layers cannot be found.
     """
     started = time.monotonic()
-    criteria = chosen(settings.criteria)
+    criteria, count = chosen(settings.criteria), len(sequences.sequences)
     longest = max(len(sequence) for sequence in sequences.sequences)
     limit = learned_positions(loaded)
     if limit is not None and longest > limit:
@@ -58,19 +60,21 @@ def survey_model(
     _refuse_short(criteria, longest)
     refuse_weights(loaded, criteria)
     largest = largest_block(settings, loaded)
-    maps = linear_maps(loaded, criteria, largest=largest, sequences=len(sequences.sequences))
+    maps = linear_maps(loaded, criteria, largest=largest, sequences=count)
     batch_size = choose_batch_size(loaded, settings, longest)
-    observations = Observations(len(loaded.layers), criteria, largest, maps)
+    batches = full_batches(criteria, sequences=count, batch_size=batch_size)
+    observations = Observations(len(loaded.layers), criteria, largest, maps, batches)
     with (
         progress("survey", sequences.facts.tokens) as advance,
         reading_states(loaded) as read_states,
+        batches.watching(loaded) if batches else contextlib.nullcontext(),
     ):
         for batch in sequences.batches(batch_size):
             states = read_states(batch)
             lengths = batch.mask.sum(dim=1).tolist()
             observations.add(states, lengths)
             advance(sum(lengths), observations.best_block())
-    observations.rows |= weight_rows(loaded, len(sequences.sequences), criteria)
+    observations.rows |= weight_rows(loaded, count, criteria)
     observations.rows |= gradient_rows(loaded, sequences, criteria)
     if not observations.finite():
         raise SettingsError(
@@ -201,7 +205,8 @@ class Observations:
     criteria: Mapping[str, Criterion]
     largest: int
     """Layers in the largest block that costly criteria score."""
-    maps: LinearMaps | None
+    maps: LinearMaps | None = None
+    batches: FullBatches | None = None
     rows: Rows = field(default_factory=dict)
     norm_rows: list[Tensor] = field(default_factory=list)
 
@@ -215,6 +220,9 @@ class Observations:
         if self.maps:
             self.maps.add(states, lengths)
             self.rows |= self.maps.rows
+        if self.batches:
+            self.batches.add(states, lengths)
+            self.rows |= self.batches.rows
 
     def finite(self) -> bool:
         return all(

@@ -10,6 +10,8 @@ from tests.surveying.surveys_for_tests import flat, make_sequences, per_sequence
 from tests.tiny import build_tiny
 
 LAYERS = 6
+NEARLY_ZERO = {"kl-block": 1e-5}
+"""Divergences are taken from probabilities in float16 and sums in float32."""
 NEVER_ZERO = ("weight-magnitude", "pruneme")
 """Weights have a size whatever they do; an arccos in float32 loses what is below 3e-4."""
 
@@ -56,7 +58,7 @@ def test_scores_do_not_depend_on_the_batch_size_nor_on_padding(name: str) -> Non
 def test_every_criterion_is_zero_for_layers_that_do_nothing(name: str) -> None:
     found = survey(idle_layers(build_tiny("llama")), make_sequences(), criteria=[name])
     for scores in found.scores:
-        assert flat(scores.mean).abs().max() < 1e-8 or name in NEVER_ZERO
+        assert flat(scores.mean).abs().max() < NEARLY_ZERO.get(name, 1e-8) or name in NEVER_ZERO
 
 
 @pytest.mark.parametrize("name", CRITERIA)

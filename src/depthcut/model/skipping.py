@@ -92,6 +92,12 @@ class Skipper:
             self._forward(self._base, number, head=False)
         return self._compare(self._forward(stack, number), number)
 
+    def forget(self, number: int) -> None:
+        """Give back what is kept of a batch that is not asked for again."""
+        self._kept.discard(
+            [key for key in self._kept if isinstance(key, tuple) and key[1] == number]
+        )
+
     def _has_states(self, number: int) -> bool:
         return len(self._base) < 2 or (self._base[:-1], number) in self._kept
 

@@ -24,6 +24,8 @@ CRITERIA = {
     "relative-magnitude": "relative magnitude",
     "weight-magnitude": "magnitude of weights",
     "taylor": "Taylor score",
+    "loss-block": "loss increase",
+    "kl-block": "KL divergence",
 }
 """Criteria as people call them."""
 TOKENS = {"last": "last token", "all": "all tokens"}

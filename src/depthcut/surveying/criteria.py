@@ -16,9 +16,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from depthcut.measures import DepthPairs
+    from depthcut.model.skipping import Losses
 
 Needs = Literal[
-    "pairs", "centred pairs", "sequence", "linear maps", "full batches", "weights", "gradients"
+    "pairs",
+    "centred pairs",
+    "sequence",
+    "linear maps",
+    "full batches",
+    "weights",
+    "gradients",
+    "losses",
 ]
 """What a criterion's function is given, and what it returns; entries in reading order, float64.
 
@@ -31,6 +39,8 @@ full batches     of each block: what enters and what leaves it at the last token
                  of a full batch, (batch, hidden) both, in the model's dtype -> (batch,)
 weights          one tensor of a layer -> a number; the layer's score is their sum
 gradients        one tensor of a layer, and its gradient -> a number; the same
+losses           what each sequence of a batch says of the model without a block, of the whole
+                 model, and at which tokens, Losses both -> (batch,), in nats
 """
 
 
@@ -53,7 +63,7 @@ class Criterion:
     @property
     def costly(self) -> bool:
         """Whether it scores blocks up to a largest one only."""
-        return self.needs == "linear maps"
+        return self.needs in ("linear maps", "losses")
 
     @property
     def first(self) -> int:
@@ -127,6 +137,16 @@ def taylor(weight: "Tensor", gradient: "Tensor") -> "Tensor":
     from depthcut.measures import absolute_sum
 
     return absolute_sum(weight, gradient)
+
+
+def loss_block(cut: "Losses", whole: "Losses", tokens: Tokens) -> "Tensor":
+    """Increase of the mean next-token loss when the block is skipped."""
+    return cut.loss - whole.loss
+
+
+def kl_block(cut: "Losses", whole: "Losses", tokens: Tokens) -> "Tensor":
+    """KL(whole model || without the block) of the next-token distributions: 0 the same."""
+    return cut.last_divergence if tokens == "last" else cut.divergence
 
 
 CRITERIA: Mapping[str, Criterion] = {
@@ -220,6 +240,23 @@ CRITERIA: Mapping[str, Criterion] = {
         "sum of |weight x gradient of the next-token loss| over the layer's weights, in nats: 0 "
         "no weight matters, to first order",
         tokens=("all",),
+    ),
+    "loss-block": Criterion(
+        loss_block,
+        "losses",
+        "block",
+        "Song et al. 2024, SLEB, arXiv:2402.09025, and Perplexity in Kim et al. 2024, Shortened "
+        "LLaMA, arXiv:2402.02834, of blocks",
+        "increase of the next-token loss, in nats, when the block is skipped: 0 no loss",
+        tokens=("all",),
+    ),
+    "kl-block": Criterion(
+        kl_block,
+        "losses",
+        "block",
+        "the divergence of Sieberling et al. 2024, EvoPress, arXiv:2410.14649, of blocks",
+        "KL divergence from the model's next-token predictions, in nats, when the block is "
+        "skipped: 0 the same predictions",
     ),
 }
 """By name, as surveys and plans ask for them."""

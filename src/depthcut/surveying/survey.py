@@ -22,6 +22,7 @@ from depthcut.surveying.inputs import survey_inputs
 from depthcut.surveying.linear_maps import LinearMaps, linear_maps
 from depthcut.surveying.pruneme import FullBatches, full_batches
 from depthcut.surveying.scores import Rows, in_rows, scores_of
+from depthcut.surveying.skipped_blocks import loss_rows
 from depthcut.surveying.weights import gradient_rows, refuse_weights, weight_rows
 from depthcut.text.sequences import Sequences
 
@@ -76,9 +77,13 @@ def survey_model(
             advance(sum(lengths), observations.best_block())
     observations.rows |= weight_rows(loaded, count, criteria)
     observations.rows |= gradient_rows(loaded, sequences, criteria)
+    observations.rows |= loss_rows(
+        loaded, sequences, criteria, largest=largest, batch_size=settings.batch_size
+    )
     if not observations.finite():
         raise SettingsError(
-            f"the states of {loaded.facts.source} overflow: choose --dtype bfloat16 or float32"
+            f"states or losses of {loaded.facts.source} overflow: choose --dtype bfloat16 or "
+            "float32"
         )
     inputs = survey_inputs(loaded.facts.digest, sequences.facts.digest, settings, load)
     return Survey(

@@ -39,7 +39,7 @@ def main() -> None:
 
     survey = depthcut.survey(options.model, survey_settings)
     untouched = load(options.model, LoadSettings())
-    source = open_text(options.judge, judge_settings)
+    source = open_text(judge_settings)
     if untouched.tokenizer is None:
         raise SystemExit(f"{options.model} has no tokenizer")
     sequences = read_sequences(source, judge_settings, untouched.tokenizer)

@@ -51,7 +51,7 @@ def main() -> None:
         loaded = load(asked.model, loading)
         if loaded.tokenizer is None:
             parser.error(f"{asked.model} has no tokenizer")
-        sequences = read_sequences(open_text(settings.text, settings), settings, loaded.tokenizer)
+        sequences = read_sequences(open_text(settings), settings, loaded.tokenizer)
     batch_size = choose_batch_size(loaded, settings, settings.context)
     forwards, surveys = [], []
     survey_seconds(loaded, sequences, settings, loading)  # warms up both

@@ -512,5 +512,4 @@ def _sequences(
 
     if loaded.tokenizer is None:
         raise SettingsError("a model in memory needs its tokenizer: pass tokenizer=")
-    source = open_text(settings.text if texts is None else texts, settings)
-    return read_sequences(source, settings, loaded.tokenizer)
+    return read_sequences(open_text(settings, texts), settings, loaded.tokenizer)

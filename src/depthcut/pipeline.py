@@ -27,6 +27,7 @@ from depthcut.records import (
     read_record,
 )
 from depthcut.settings import PlanSettings, Recipe, TextSettings
+from depthcut.text.names import STANDARD_INPUT, in_words, named_texts
 
 RECIPE = "recipe.yaml"
 RECORD_IN_CHECKPOINT = "depthcut.json"
@@ -114,7 +115,7 @@ class _Stages:
             self.model.digest, self._text_digest(settings), settings, self.recipe.load
         )
         return self._found(path, Survey, inputs) or self._made(
-            f"survey: {self.recipe.model} on {settings.text}",
+            f"survey: {self.recipe.model} on {in_words(settings.text)}",
             lambda: api.survey(self.recipe.model, settings, load=self.recipe.load, out=path),
         )
 
@@ -140,7 +141,7 @@ class _Stages:
         )
         if not self._found(path, HealRecord, inputs):
             self._made(
-                f"heal: {settings.steps} steps on {settings.text}",
+                f"heal: {settings.steps} steps on {in_words(settings.text)}",
                 lambda: api.heal(pruned, path, settings, load=self.recipe.load),
             )
         return path
@@ -154,18 +155,18 @@ class _Stages:
         digests = [self.model.digest, *(api.facts(each).digest for each in cut)]
         inputs = evaluation_inputs(digests, self._text_digest(settings), settings, self.recipe.load)
         return self._found(path, Evaluation, inputs) or self._made(
-            f"evaluate: {', '.join(models)} on {settings.text}",
+            f"evaluate: {', '.join(models)} on {in_words(settings.text)}",
             lambda: api.evaluate(models, settings, load=self.recipe.load, out=path),
         )
 
     def _text_digest(self, settings: TextSettings) -> str:
         from depthcut.text.documents import open_text
 
-        if settings.text == "-":
+        if any(each.name == STANDARD_INPUT for each in named_texts(settings.text)):
             raise SettingsError(
                 "a run reads its text more than once: save standard input to a file"
             )
-        return open_text(settings.text, settings).digest
+        return open_text(settings).digest
 
     def _found(self, path: Path, kind: type[R], inputs: str) -> R | None:
         """The finished result at `path` if it was made from `inputs`; else the place is free."""

@@ -19,6 +19,7 @@ from depthcut.settings import (
     Recipe,
     Settings,
     SurveySettings,
+    Texts,
 )
 
 
@@ -44,8 +45,8 @@ def write_recipe(recipe: Recipe) -> bytes:
 def common_recipe(
     model: str,
     *,
-    text: str | None = None,
-    eval_text: str | None = None,
+    text: Texts | None = None,
+    eval_text: Texts | None = None,
     drop: int | str | None = None,
     heal_steps: int = 0,
     load: LoadSettings | None = None,

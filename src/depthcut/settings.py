@@ -12,6 +12,8 @@ Tokens = Literal["last", "all"]
 Part = Literal["all", "train", "held-out"]
 Objective = Literal["kl", "loss"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Texts = str | tuple[str, ...]
+"""One text, or several with weights: "wiki.txt", or ("wiki.txt:2", "chat.jsonl:1")."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,15 +40,17 @@ class LoadSettings(Settings, frozen=True, kw_only=True):
 class TextSettings(Settings, frozen=True, kw_only=True):
     """Which text is read, and how it becomes sequences of tokens."""
 
-    text: str = "builtin"
+    text: Texts = "builtin"
     """A .txt, .md, .jsonl, .csv or .parquet file (also .gz, .zst), a folder of them, a hub data
-    set, - for standard input, or builtin (English prose that Python carries)."""
+    set, - for standard input, or builtin (English prose that Python carries). Or several, each
+    with its share of the tokens: wiki.txt:2 chat.jsonl:1."""
     text_config: str | None = None
-    """Configuration name of a hub data set."""
+    """Configuration name of a hub data set (of every one, where there are several)."""
     split: str = "train"
-    """Split of a hub data set."""
+    """Split of a hub data set (of every one)."""
     columns: tuple[str, ...] = ()
-    """Columns that hold the text, joined by a blank line; default: text, content or messages."""
+    """Columns that hold the text, joined by a blank line; default: text, content or messages.
+    The same for all texts."""
     packing: Literal["pack", "pad"] = "pack"
     """pack: documents joined and cut into full contexts; pad: one document a sequence."""
     part: Part = "all"
@@ -55,6 +59,13 @@ class TextSettings(Settings, frozen=True, kw_only=True):
     """Tokens per sequence, at most."""
     tokens: int = 65536
     """Tokens to read, at most."""
+
+    def __post_init__(self) -> None:
+        """A list as a tuple, and one text as its name: what means the same is the same."""
+        if not isinstance(self.text, str):
+            named = tuple(self.text)
+            single = named[0] if len(named) == 1 else named
+            msgspec.structs.force_setattr(self, "text", single)
 
 
 class SurveySettings(TextSettings, frozen=True, kw_only=True):

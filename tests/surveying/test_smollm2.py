@@ -23,7 +23,7 @@ def test_every_block_of_smollm2_is_the_oracle_s_to_a_ten_thousandth(dtype: str) 
     loading = LoadSettings(device="cpu", dtype=dtype)  # type: ignore[arg-type]  # one of them
     settings = SurveySettings(tokens=1100, context=256, batch_size=1)
     loaded = load("smollm2", loading)
-    sequences = read_sequences(open_text("builtin", settings), settings, loaded.tokenizer)
+    sequences = read_sequences(open_text(settings), settings, loaded.tokenizer)
     found = survey_model(loaded, sequences, settings, loading)
     plain = AutoModelForCausalLM.from_pretrained(loaded.folder, dtype=getattr(torch, dtype))
     plain.model.norm = nn.Identity()

@@ -11,17 +11,22 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from depthcut.errors import SourceError, TextError
+from depthcut.errors import SettingsError, SourceError, TextError
 from depthcut.settings import TextSettings
-from depthcut.text.documents import TextSource, open_text
+from depthcut.text.documents import Text, TextSource, open_text
 
 TEXTS = ["first document", "zweites Dokument: äöü €\n", 'third, with "quotes", commas\nand lines']
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello ü"}]
 
 
 def source(text: str | Path | list[str], **settings: object) -> TextSource:
-    text = str(text) if isinstance(text, Path) else text
-    return open_text(text, TextSettings(**settings))  # type: ignore[arg-type]  # by name
+    if isinstance(text, list):
+        return opened(documents=text, **settings).sources[0]
+    return opened(text=str(text), **settings).sources[0]
+
+
+def opened(*, documents: list[str] | None = None, **settings: object) -> Text:
+    return open_text(TextSettings(**settings), documents)  # type: ignore[arg-type]  # by name
 
 
 def documents(text: str | Path | list[str], **settings: object) -> list[object]:
@@ -251,3 +256,43 @@ def test_a_hub_data_set_without_network_is_one_line_of_advice() -> None:
         source("some-owner/some-data")
     assert "\n" not in str(caught.value)
     assert "--text builtin" in str(caught.value)
+
+
+def test_several_texts_have_shares_and_a_digest_of_what_they_are(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    a, b = str(tmp_path / "a.txt"), str(tmp_path / "b.txt")
+    found = opened(text=(f"{a}:3", b))
+    assert [each.name for each in found.sources] == [a, b]
+    assert found.shares == (0.75, 0.25)
+    assert opened(text=f"{a}:3").digest == source(a).digest
+    digests = [
+        opened(text=text).digest
+        for text in [(f"{a}:6", f"{b}:2"), (a, b), (b, f"{a}:3"), (f"{a}:3", "builtin")]
+    ]
+    assert digests[0] == found.digest
+    assert len({*digests, source(a).digest, source(b).digest}) == 6
+
+
+def test_the_same_text_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("same")
+    (tmp_path / "b.txt").write_text("same")
+    with pytest.raises(SettingsError, match=r"a\.txt and .*b\.txt are the same: name it once"):
+        opened(text=(str(tmp_path / "a.txt"), str(tmp_path / "b.txt:2")))
+
+
+@pytest.mark.parametrize("weight", ["two", "70%", ""])
+def test_a_weight_that_is_no_number_is_told_from_a_missing_file(
+    tmp_path: Path, weight: str
+) -> None:
+    (tmp_path / "wiki.txt").write_text("x")
+    with pytest.raises(SourceError, match=r"there is wiki\.txt: behind its colon goes a weight"):
+        source(tmp_path / f"wiki.txt:{weight}")
+    with pytest.raises(SourceError, match=r"did you mean wiki\.txt\?"):
+        source(tmp_path / "wkii.txt:2")
+
+
+def test_a_text_in_place_of_its_name_is_one_short_line_of_advice() -> None:
+    with pytest.raises(SourceError, match="no text 'word word") as caught:
+        source("word " * 500)
+    assert len(str(caught.value)) < 250

@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from depthcut.errors import SettingsError, TextError
 from depthcut.settings import TextSettings
 from depthcut.text import formats
 from depthcut.text import sequences as module
-from depthcut.text.documents import TextSource, open_text
+from depthcut.text.documents import Text, TextSource, open_text
 from depthcut.text.formats import Document
 from depthcut.text.sequences import Sequences, read_sequences
 from tests.tiny import END, tiny_tokenizer
@@ -26,8 +26,18 @@ def tokenizer(tmp_path: Path) -> PreTrainedTokenizerFast:
 def read(
     texts: list[str] | str, tokenizer: PreTrainedTokenizerFast, **settings: object
 ) -> Sequences:
+    if isinstance(texts, str):
+        settings["text"] = texts
     chosen = TextSettings(**{"context": 8, "tokens": 1000, **settings})
-    return read_sequences(open_text(texts, chosen), chosen, tokenizer)
+    found = open_text(chosen, texts if isinstance(texts, list) else None)
+    return read_sequences(found, chosen, tokenizer)
+
+
+def read_texts(
+    texts: tuple[str, ...], tokenizer: PreTrainedTokenizerFast, **settings: object
+) -> Sequences:
+    chosen = TextSettings(**{"context": 8, "tokens": 1000, "text": texts, **settings})
+    return read_sequences(open_text(chosen), chosen, tokenizer)
 
 
 def words(found: Sequences, tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -107,7 +117,7 @@ def test_the_budget_counts_the_tokens_of_the_part_and_stops_the_reading(
 
     source = TextSource("endless", "digest", endless)
     settings = TextSettings(context=8, tokens=20, packing="pad", part="held-out")
-    found = read_sequences(source, settings, tokenizer)
+    found = read_sequences(Text((source,), (1.0,)), settings, tokenizer)
     assert words(found, tokenizer) == ["00000008", "00000016", "0000"]
     assert found.facts.tokens == 20
     assert given <= 25
@@ -203,3 +213,101 @@ def test_long_texts_raise_no_warning_of_the_tokenizer(
 ) -> None:
     read(["x" * 2000], tokenizer, tokens=5000)
     assert not caplog.records
+
+
+@pytest.fixture
+def letters(tmp_path: Path) -> Callable[[str, int], str]:
+    """A file of many short documents that consist of one letter."""
+
+    def write(letter: str, documents: int) -> str:
+        path = tmp_path / f"{letter}.jsonl"
+        path.write_text(documents * f'{{"text": "{7 * letter}"}}\n')
+        return str(path)
+
+    return write
+
+
+def test_texts_come_in_proportion_from_the_first_sequence_on(
+    tokenizer: PreTrainedTokenizerFast, letters: Callable[[str, int], str]
+) -> None:
+    a, b = letters("a", 500), letters("b", 500)
+    found = read_texts((f"{a}:3", b), tokenizer, tokens=800)
+    assert found.facts.tokens == 800
+    assert [part.tokens for part in found.facts.parts] == [600, 200]
+    assert [part.sequences for part in found.facts.parts] == [75, 25]
+    assert [part.share for part in found.facts.parts] == [0.75, 0.25]
+    assert found.facts.part_of_sequences == (0, 0, 1, 0) * 25
+    assert [word[0] for word in words(found, tokenizer)] == ["a", "a", "b", "a"] * 25
+    assert found.facts.source == f"{a} (75%) and {b} (25%)"
+
+
+def test_one_text_is_a_mixture_of_one(
+    tokenizer: PreTrainedTokenizerFast, letters: Callable[[str, int], str]
+) -> None:
+    a = letters("a", 100)
+    one, weighted = read(a, tokenizer), read(f"{a}:7", tokenizer)
+    assert one.facts == weighted.facts
+    assert (one.facts.source, one.facts.digest) == (a, one.facts.parts[0].digest)
+    assert one.facts.part_of_sequences == (0,) * one.facts.sequences
+    assert one.facts.order == b""
+
+
+@pytest.mark.parametrize("packing", ["pack", "pad"])
+def test_parts_hold_within_each_text(
+    tokenizer: PreTrainedTokenizerFast, letters: Callable[[str, int], str], packing: str
+) -> None:
+    texts = (letters("a", 64), f"{letters('b', 64)}:2", f"{letters('c', 64)}:0.3")
+    found = {
+        part: read_texts(texts, tokenizer, tokens=10**6, packing=packing, part=part)
+        for part in ("all", "train", "held-out")
+    }
+    for which in range(3):
+        counts = {part: each.facts.parts[which].sequences for part, each in found.items()}
+        assert counts == {"all": 64, "train": 56, "held-out": 8}
+
+
+def test_a_text_that_ends_early_is_not_repeated_and_its_share_is_told(
+    tokenizer: PreTrainedTokenizerFast,
+    letters: Callable[[str, int], str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    a, b = letters("a", 500), letters("b", 10)
+    found = read_texts((a, b), tokenizer, tokens=800)
+    assert [part.tokens for part in found.facts.parts] == [720, 79]
+    assert found.facts.part_of_sequences[:18] == (0, 1) * 9
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"the text {b} ended after 79 tokens: it is 9.9% of what was read, not 50.0%; "
+        "give more of it, or read at most --tokens 158"
+    )
+    caplog.clear()
+    read_texts((a, b), tokenizer, tokens=158)
+    assert not caplog.records
+
+
+def test_a_share_too_small_for_one_sequence_is_told(
+    tokenizer: PreTrainedTokenizerFast,
+    letters: Callable[[str, int], str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = read_texts((letters("a", 50), f"{letters('b', 50)}:0.01"), tokenizer, tokens=80)
+    assert found.facts.parts[1].sequences == 0
+    assert "80 tokens hold no sequence of" in caplog.text
+
+
+def test_an_unusable_text_among_others_is_named(
+    tokenizer: PreTrainedTokenizerFast, letters: Callable[[str, int], str], tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text("abc")
+    with pytest.raises(TextError, match=r"short\.txt has 3 tokens, less than one context"):
+        read_texts((letters("a", 50), str(tmp_path / "short.txt")), tokenizer)
+    with pytest.raises(TextError, match=r"b\.jsonl gives 3 sequences .*held-out"):
+        read_texts((letters("a", 50), letters("b", 3)), tokenizer, part="held-out", packing="pad")
+
+
+def test_more_texts_than_a_record_can_tell_apart_are_refused(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    source = open_text(TextSettings()).sources[0]
+    with pytest.raises(SettingsError, match="257 texts are more than 256"):
+        read_sequences(Text((source,) * 257, (1 / 257,) * 257), TextSettings(), tokenizer)

@@ -8,7 +8,14 @@ from depthcut.records.base import Origin, Record, inputs_digest, read_record, wr
 from depthcut.records.blocks import Block, layer_counts, layer_set, layers_in_words, merged
 from depthcut.records.choices import read_choice
 from depthcut.records.evaluation import Comparison, Evaluation, ModelEvaluation, Speed
-from depthcut.records.facts import Estimate, ModelFacts, TextFacts, value_and_error
+from depthcut.records.facts import (
+    Estimate,
+    ModelFacts,
+    TextFacts,
+    TextPart,
+    texts_in_words,
+    value_and_error,
+)
 from depthcut.records.healing import HealRecord
 from depthcut.records.plan import Alternative, LayerSlice, Plan, slices_without
 from depthcut.records.search import Cost, FrontierPoint, Search
@@ -47,6 +54,7 @@ __all__ = [
     "Speed",
     "Survey",
     "TextFacts",
+    "TextPart",
     "Verification",
     "inputs_digest",
     "layer_counts",
@@ -56,6 +64,7 @@ __all__ = [
     "read_choice",
     "read_record",
     "slices_without",
+    "texts_in_words",
     "value_and_error",
     "write_record",
 ]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from depthcut.errors import SourceError, TextError, nearest
+from depthcut.errors import SettingsError, SourceError, TextError, nearest, short
 from depthcut.settings import TextSettings
 from depthcut.text.formats import FORMATS, Document, format_of, read_file, read_plain, spooled
+from depthcut.text.names import STANDARD_INPUT, exists, named_texts
 
 _BLOCK_BYTES = 1 << 20
 
@@ -19,10 +20,12 @@ class TextSource:
     """A text that was found; reading begins with `documents`."""
 
     name: str
-    """As the user named it."""
+    """As the user named it, without its weight."""
     digest: str
     """SHA-256 of the source's bytes (local), or of name, commit, config and split (hub)."""
     reader: Callable[[], Iterator[Document]]
+    plain: bool = False
+    """One plain file: all of it is one document."""
 
     def documents(self) -> Iterator[Document]:
         """The documents in order, each a string or a list of chat messages; lazily.
@@ -33,32 +36,65 @@ class TextSource:
         return self.reader()
 
 
-def open_text(text: str | Sequence[str], settings: TextSettings) -> TextSource:
-    """A text source by name, or a list of strings (each a document).
+@dataclass(frozen=True)
+class Text:
+    """What is read: one source, or several with their weights."""
+
+    sources: tuple[TextSource, ...]
+    shares: tuple[float, ...]
+    """Of the tokens, for each source; they add up to 1."""
+
+    @property
+    def digest(self) -> str:
+        """A single source's own; of several SHA-256 over theirs and their shares, in order."""
+        if len(self.sources) == 1:
+            return self.sources[0].digest
+        lines = (
+            f"{source.digest} {share:.9f}\n"
+            for source, share in zip(self.sources, self.shares, strict=True)
+        )
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def open_text(settings: TextSettings, documents: Sequence[str] | None = None) -> Text:
+    """The texts that the settings name, or a list of strings (each a document) instead of them.
 
     Local files are read once for the digest; nothing is kept in memory.
 
     Raises:
+        SettingsError: A weight that is no share, or the same text twice.
         SourceError: No such file, an unknown suffix, or a hub data set that cannot be reached.
         TextError: A folder without a text file, or an empty list.
     """
-    if not isinstance(text, str):
-        return _in_memory(tuple(text))
-    if text == "builtin":
+    if documents is not None:
+        return Text((_in_memory(tuple(documents)),), (1.0,))
+    named = named_texts(settings.text)
+    sources: dict[str, TextSource] = {}
+    for each in named:
+        source = _source(each.name, settings)
+        if (other := sources.setdefault(source.digest, source)) is not source:
+            raise SettingsError(
+                f"the texts {other.name} and {source.name} are the same: name it once, and give "
+                "it the weight of both"
+            )
+    total = sum(each.weight for each in named)
+    return Text(tuple(sources.values()), tuple(each.weight / total for each in named))
+
+
+def _source(name: str, settings: TextSettings) -> TextSource:
+    if name == "builtin":
         return _builtin()
-    if text == "-":
+    if name == STANDARD_INPUT:
         return _standard_input(settings)
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return _folder(text, path, settings)
-    if path.exists():
-        return _file(text, path, settings)
-    if _looks_like_hub_id(text):
+    path = Path(name).expanduser()
+    if exists(path):
+        return _folder(name, path, settings) if path.is_dir() else _file(name, path, settings)
+    if _looks_like_hub_id(name):
         from depthcut.text.hub import open_hub_text
 
-        name, digest, reader = open_hub_text(text, settings)
-        return TextSource(name, digest, reader)
-    raise SourceError(_not_found(text, path))
+        found, digest, reader = open_hub_text(name, settings)
+        return TextSource(found, digest, reader)
+    raise SourceError(_not_found(name, path))
 
 
 def _in_memory(documents: tuple[str, ...]) -> TextSource:
@@ -90,11 +126,12 @@ def _standard_input(settings: TextSettings) -> TextSource:
         spool.seek(0)
         return read_plain(spool, "standard input", settings.columns)
 
-    return TextSource("-", digest.hexdigest(), documents)
+    return TextSource(STANDARD_INPUT, digest.hexdigest(), documents, plain=True)
 
 
 def _file(name: str, path: Path, settings: TextSettings) -> TextSource:
-    if format_of(path) is None:
+    kind = format_of(path)
+    if kind is None:
         raise SourceError(
             f"{path}: unknown kind of text file, expected one of {', '.join(FORMATS)} "
             f"(also with .gz or .zst){nearest(path.suffix, FORMATS)}"
@@ -102,7 +139,8 @@ def _file(name: str, path: Path, settings: TextSettings) -> TextSource:
     digest = hashlib.sha256()
     for block in _blocks(path):
         digest.update(block)
-    return TextSource(name, digest.hexdigest(), partial(read_file, path, settings.columns))
+    documents = partial(read_file, path, settings.columns)
+    return TextSource(name, digest.hexdigest(), documents, plain=FORMATS[kind] is read_plain)
 
 
 def _folder(name: str, folder: Path, settings: TextSettings) -> TextSource:
@@ -159,10 +197,14 @@ def _looks_like_hub_id(text: str) -> bool:
 
 
 def _not_found(text: str, path: Path) -> str:
-    siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+    folder = path.parent
+    known = [each.name for each in folder.iterdir()] if exists(folder) and folder.is_dir() else []
     if "/" not in text:
-        siblings.append("builtin")
+        known.append("builtin")
+    advice = nearest(path.name, known)
+    if (head := path.name.rpartition(":")[0]) in known:
+        advice = f"; there is {head}: behind its colon goes a weight, a number such as 2"
     return (
-        f"no text {text!r}: neither a file or folder here, nor builtin, - or a hub data set "
-        f"(owner/name){nearest(path.name, siblings)}"
+        f"no text {short(text)}: neither a file or folder here, nor builtin, - or a hub data set "
+        f"(owner/name){advice}"
     )

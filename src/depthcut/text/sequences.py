@@ -1,7 +1,9 @@
 """Documents to sequences of token ids: packed or padded, split in parts, cut to a budget."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple, cast
 
@@ -11,13 +13,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from depthcut.errors import SettingsError, TextError
-from depthcut.records import TextFacts
+from depthcut.records import TextFacts, TextPart, texts_in_words
 from depthcut.settings import TextSettings
-from depthcut.text.documents import TextSource
+from depthcut.text.documents import Text, TextSource
 from depthcut.text.formats import Continued, Document
+from depthcut.text.mixing import interleaved
 
 _BATCH_CHARACTERS = 1 << 18
 _HELD_OUT_EVERY = 8
+_MOST_TEXTS = 256
+"""A record keeps the text of a sequence in one byte."""
+
+_log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -31,7 +38,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Sequences:
-    """A text as a model reads it."""
+    """A text, or several, as a model reads it."""
 
     facts: TextFacts
     sequences: tuple[Tensor, ...]
@@ -57,7 +64,7 @@ def padded(sequences: Sequence[Tensor]) -> Batch:
 
 
 def read_sequences(
-    source: TextSource, settings: TextSettings, tokenizer: PreTrainedTokenizerBase
+    text: Text, settings: TextSettings, tokenizer: PreTrainedTokenizerBase
 ) -> Sequences:
     """As much of a text as the settings ask for, as token ids.
 
@@ -66,37 +73,99 @@ def read_sequences(
     as one sequence, cut at the context. Every eighth sequence is held out. Reading stops when
     `settings.tokens` are there.
 
+    Several texts are each cut so by themselves, and their sequences brought into one order of
+    which every beginning is a fair sample of the mixture. A text that ends early is not read
+    again: the others fill up the tokens, and a warning tells the shares.
+
     Raises:
-        SettingsError: A context or number of tokens that holds no prediction.
-        SourceError: The source cannot be read.
-        TextError: Nothing usable in it, or less than one context to pack.
+        SettingsError: A context or number of tokens that holds no prediction, or too many texts.
+        SourceError: A source cannot be read.
+        TextError: Nothing usable in one, or less than one context to pack.
     """
     if min(settings.context, settings.tokens) < 2:
         raise SettingsError("context and tokens must be at least 2: one to read, one to predict")
-    encoded = _encode(source.documents(), tokenizer)
-    cut = _packed if settings.packing == "pack" else _one_each
+    if len(text.sources) > _MOST_TEXTS:
+        raise SettingsError(
+            f"{len(text.sources)} texts are more than {_MOST_TEXTS}: put them into a folder"
+        )
+    ended: set[int] = set()
+    streams = [
+        _of_source(source, settings, tokenizer, partial(ended.add, which))
+        for which, source in enumerate(text.sources)
+    ]
     sequences: list[_Tokens] = []
+    order = bytearray()
     left = settings.tokens
-    index = -1
-    for index, sequence in enumerate(cut(encoded, settings, tokenizer, source.name)):
-        held_out = index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
-        if settings.part != "all" and held_out != (settings.part == "held-out"):
-            continue
-        taken = sequence.first(left)
-        sequences.append(taken)
-        left -= len(taken.ids)
+    for which, sequence in interleaved(streams, text.shares, size=_length):
+        sequences.append(sequence.first(left))
+        order.append(which)
+        left -= len(sequences[-1].ids)
         if left < 2:
             break
-    if not sequences:
-        raise TextError(_nothing(source.name, settings, index + 1))
-    facts = TextFacts(
-        source=source.name,
-        digest=source.digest,
-        sequences=len(sequences),
-        tokens=sum(len(sequence.ids) for sequence in sequences),
-    )
+    facts = _facts(text, [len(each.ids) for each in sequences], bytes(order))
+    _warn_of_shares(facts, ended, settings)
     ids = tuple(torch.from_numpy(sequence.ids) for sequence in sequences)
     return Sequences(facts, ids, tuple(_text_bytes(seq, tokenizer) for seq in sequences))
+
+
+def _of_source(
+    source: TextSource,
+    settings: TextSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    tell_end: Callable[[], object],
+) -> "Iterator[_Tokens]":
+    """A source's sequences, those of the part that is asked for."""
+    encoded = _encode(source.documents(), tokenizer)
+    cut = _packed if settings.packing == "pack" else _one_each
+    index, given = -1, 0
+    for index, sequence in enumerate(cut(encoded, settings, tokenizer, source.name)):
+        held_out = index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+        if settings.part == "all" or held_out == (settings.part == "held-out"):
+            given += 1
+            yield sequence
+    if not given:
+        raise TextError(_nothing(source.name, settings, index + 1))
+    tell_end()
+
+
+def _facts(text: Text, lengths: Sequence[int], order: bytes) -> TextFacts:
+    parts = []
+    for which, (source, share) in enumerate(zip(text.sources, text.shares, strict=True)):
+        own = [length for length, of in zip(lengths, order, strict=True) if of == which]
+        parts.append(
+            TextPart(
+                source=source.name,
+                digest=source.digest,
+                share=share,
+                sequences=len(own),
+                tokens=sum(own),
+            )
+        )
+    return TextFacts(
+        source=texts_in_words(parts),
+        digest=text.digest,
+        sequences=len(lengths),
+        tokens=sum(lengths),
+        parts=tuple(parts),
+        order=order if len(parts) > 1 else b"",
+    )
+
+
+def _warn_of_shares(facts: TextFacts, ended: Container[int], settings: TextSettings) -> None:
+    for which, part in enumerate(facts.parts):
+        if not part.sequences:
+            _log.warning(
+                "%d tokens hold no sequence of %s, %.1f%% of the text: give more --tokens, or a "
+                "shorter --context",
+                *(settings.tokens, part.source, 100 * part.share),
+            )
+        elif which in ended and part.tokens + settings.context < part.share * facts.tokens:
+            _log.warning(
+                "the text %s ended after %d tokens: it is %.1f%% of what was read, not %.1f%%; "
+                "give more of it, or read at most --tokens %d",
+                *(part.source, part.tokens, 100 * part.tokens / facts.tokens, 100 * part.share),
+                round(part.tokens / part.share),
+            )
 
 
 class _Tokens(NamedTuple):
@@ -114,6 +183,10 @@ class _Tokens(NamedTuple):
         return _Tokens(
             self.ids[start:stop].copy(), None if found is None else found[start:stop].copy()
         )
+
+
+def _length(tokens: _Tokens) -> int:
+    return len(tokens.ids)
 
 
 def _encode(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[_Tokens]:

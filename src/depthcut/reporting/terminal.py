@@ -20,6 +20,7 @@ from depthcut.records import (
     Verification,
     layers_in_words,
 )
+from depthcut.reporting.criteria_tables import choices, lowest
 from depthcut.reporting.headline import headline_lines
 from depthcut.reporting.results import read_results
 from depthcut.reporting.words import (
@@ -35,6 +36,8 @@ from depthcut.reporting.words import (
 )
 
 _OBJECTIVES = {"kl": "KL divergence in nats", "loss": "loss in nats"}
+_COLUMNS = 2
+"""Of blocks with their scores, as fit a terminal."""
 
 
 def show(content: RenderableType) -> None:
@@ -43,7 +46,7 @@ def show(content: RenderableType) -> None:
 
 
 def survey_table(survey: Survey) -> RenderableType:
-    """The best block of each size up to half of the layers, by each criterion of blocks."""
+    """The best block of each size up to half of the layers; or what each of many criteria takes."""
     model, text = survey.model, survey.text
     head = (
         f"{model.source}: {model.layers} layers, {amount(model.parameters)} parameters; "
@@ -51,6 +54,12 @@ def survey_table(survey: Survey) -> RenderableType:
         f"{duration(survey.origin.seconds)}"
     )
     blocks = [scores for scores in survey.scores if scores.scope == "block"]
+    if not blocks or len(blocks) > _COLUMNS:
+        found = choices(survey)
+        table = Table(*found.columns, title="What goes, by number of layers", title_justify="left")
+        for row in found.rows:
+            table.add_row(*row)
+        return Group(head, table)
     best = Table("removed", title="Most redundant block of each size", title_justify="left")
     for scores in blocks:
         best.add_column(_criterion(scores.criterion, scores.tokens))
@@ -70,7 +79,7 @@ def search_table(search: Search) -> RenderableType:
     table = Table("removed", "loss lost, nats ± error", "KL, nats ± error")
     for point in search.frontier:
         table.add_row(
-            layers_in_words(point.removed),
+            layers_in_words(point.removed).rsplit(" (", 1)[0],
             estimate(point.loss_difference, sign=True),
             estimate(point.kl_divergence),
         )
@@ -262,11 +271,12 @@ def _criterion(name: str, tokens: str) -> str:
 
 
 def _best_block(scores: Scores, count: int) -> str:
-    column = [row[count - 1] for row in scores.mean if len(row) >= count]
-    start = column.index(min(column))
-    found = Estimate(value=column[start], stderr=scores.stderr[start][count - 1])
-    where = layers_in_words([(start, start + count)]).split(" (")[0]
-    return f"{where:<12} {estimate(found, decimals=4)}"
+    blocks = lowest(scores, count)
+    if not blocks:
+        return "–"
+    start, _ = blocks[0]
+    found = Estimate(value=scores.mean[start][count - 1], stderr=scores.stderr[start][count - 1])
+    return f"{span(blocks):<12} {estimate(found, decimals=4)}"
 
 
 def _judged(difference: Estimate) -> str:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from depthcut.model.loading import LoadedModel
+    from depthcut.text.documents import Text
     from depthcut.text.sequences import Sequences
 
 _log = logging.getLogger(__name__)
@@ -78,8 +79,9 @@ def survey(
     from depthcut.surveying.survey import survey_model
 
     settings, load = settings or SurveySettings(), load or LoadSettings()
+    text = _text(settings, texts)
     loaded = _loaded(model, tokenizer, load)
-    sequences = _sequences(loaded, settings, texts)
+    sequences = _sequences(loaded, text, settings)
     record = survey_model(loaded, sequences, settings, load)
     if out is not None:
         write_record(record, out, overwrite=overwrite)
@@ -116,8 +118,9 @@ def search(
 
     settings, load = settings or SearchSettings(), load or LoadSettings()
     journal = None if out is None else Path(f"{out}.journal")
+    text = _text(settings, texts)
     loaded = _loaded(model, tokenizer, load)
-    sequences = _sequences(loaded, settings, texts)
+    sequences = _sequences(loaded, text, settings)
     record = search_model(loaded, sequences, settings, load, journal=journal)
     if out is not None:
         write_record(record, out, overwrite=overwrite)
@@ -351,8 +354,9 @@ def heal(
 
     settings, load = settings or HealSettings(), load or LoadSettings()
     refuse_existing(Path(out))
+    text = _text(settings, texts)
     loaded = _loaded(model, tokenizer, load)
-    sequences = _sequences(loaded, as_needed(settings), texts)
+    sequences = _sequences(loaded, text, as_needed(settings))
     return heal_checkpoint(loaded, sequences, settings, load, Path(out))
 
 
@@ -385,8 +389,9 @@ def evaluate(
     named = models if isinstance(models, Mapping) else {str(source): source for source in models}
     if not named:
         raise SettingsError("evaluate needs at least one model")
+    text = _text(settings, texts)
     loaded = {name: _loaded(source, tokenizer, load) for name, source in named.items()}
-    sequences = _sequences(next(iter(loaded.values())), settings, texts)
+    sequences = _sequences(next(iter(loaded.values())), text, settings)
     record = evaluate_models(loaded, sequences, settings, load)
     if out is not None:
         write_record(record, out, overwrite=overwrite)
@@ -504,12 +509,16 @@ def _loaded(
     return from_memory(model, tokenizer)
 
 
-def _sequences(
-    loaded: LoadedModel, settings: TextSettings, texts: Sequence[str] | None
-) -> Sequences:
+def _text(settings: TextSettings, documents: Sequence[str] | None) -> Text:
+    """Opened before a model is loaded: a misspelt name costs no wait."""
     from depthcut.text.documents import open_text
+
+    return open_text(settings, documents)
+
+
+def _sequences(loaded: LoadedModel, text: Text, settings: TextSettings) -> Sequences:
     from depthcut.text.sequences import read_sequences
 
     if loaded.tokenizer is None:
         raise SettingsError("a model in memory needs its tokenizer: pass tokenizer=")
-    return read_sequences(open_text(settings, texts), settings, loaded.tokenizer)
+    return read_sequences(text, settings, loaded.tokenizer)

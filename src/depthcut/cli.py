@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from depthcut.errors import DepthcutError, SettingsError
+from depthcut.options import text_registry, with_texts_joined
 from depthcut.records import Plan
 from depthcut.settings import (
     EvaluateSettings,
@@ -22,6 +23,7 @@ from depthcut.settings import (
     Recipe,
     SearchSettings,
     SurveySettings,
+    Texts,
 )
 
 Model = Annotated[str, Positional, arg(metavar="MODEL")]
@@ -357,8 +359,8 @@ def run(
     source: Annotated[str, Positional, arg(metavar="RECIPE|MODEL")],
     *,
     out: Annotated[Path, arg(help="The run's folder; the same command goes on where it stopped.")],
-    text: str | None = None,
-    eval_text: str | None = None,
+    text: Texts | None = None,
+    eval_text: Texts | None = None,
     drop: str | None = None,
     heal_steps: int = 0,
     overwrite: bool = False,
@@ -369,8 +371,10 @@ def run(
 
     Args:
         source: A recipe (.yaml, see `depthcut recipe`), or a model for the common case.
-        text: Calibration text; seven of eight of its sequences are used. Default: builtin.
-        eval_text: Text to judge on; default: the other sequences of the calibration text.
+        text: Calibration text, or several with weights (wiki.txt:2 chat.jsonl:1); seven of eight
+            of its sequences are used. Default: builtin.
+        eval_text: Text to judge on, or several; default: the other sequences of the calibration
+            text.
         drop: How many layers to remove: 7, or a share such as 25% (the default).
         heal_steps: Training steps after the cut; 0: none.
         overwrite: Replace results in the folder that were made from other inputs.
@@ -442,8 +446,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             COMMANDS,
             prog="depthcut",
             description="Make a pretrained language model shallower.",
-            args=arguments,
+            args=with_texts_joined(sys.argv[1:] if arguments is None else arguments),
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            registry=text_registry(),
         )
     except DepthcutError as error:
         sys.stderr.write(f"depthcut: {' '.join(str(error).split())}\n")

@@ -1,0 +1,73 @@
+"""How the command line takes texts: --text a.txt:2 --text b.txt, or --text a.txt:2 b.txt."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from depthcut.settings import Texts
+
+TEXT_OPTIONS = ("--text", "--eval-text", "--prompts")
+
+
+def text_registry() -> ConstructorRegistry:
+    """A tyro registry (a context) in which an option of type Texts takes one name or several."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def texts(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if info.type not in (Texts, Texts | None):
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="TEXT[:WEIGHT] …",
+            instance_from_str=_texts,
+            is_instance=lambda value: value is None or isinstance(value, str | tuple),
+            str_from_instance=_as_arguments,
+        )
+
+    return registry
+
+
+def with_texts_joined(arguments: Sequence[str]) -> list[str]:
+    """The arguments with --text a … --text b as --text a b at their end, where nothing follows.
+
+    tyro would take the last of them only, and what follows a list as part of it. So an option
+    takes several names only if the command's own arguments stand before the options; else one.
+    """
+    joined = list(arguments)
+    several = len(joined) > 1 and not joined[1].startswith("-")
+    for option in TEXT_OPTIONS:
+        joined = _joined(joined, option, several=several)
+    return joined
+
+
+def _joined(arguments: list[str], option: str, *, several: bool) -> list[str]:
+    others: list[str] = []
+    names: list[str] = []
+    found = listing = False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") == option:
+            found = True
+            listing = not equals
+            names += [value] if equals else []
+        elif listing and not argument.startswith("--"):
+            names.append(argument)
+            listing = several
+        else:
+            listing = False
+            others.append(argument)
+    return [*others, option, *names] if found else others
+
+
+def _texts(arguments: list[str]) -> Texts:
+    if not arguments:
+        raise ValueError("expected the name of a text, or several")
+    return arguments[0] if len(arguments) == 1 else tuple(arguments)
+
+
+def _as_arguments(value: Texts | None) -> list[str]:
+    if value is None:
+        return ["None"]
+    return [value] if isinstance(value, str) else list(value)

@@ -170,6 +170,7 @@ def make_scores(
         tokens=tokens,
         scope=scope,
         paper="Gromov et al. 2024, arXiv:2403.17887",
+        meaning=f"what {criterion} says: 0 nothing happens",
         mean=tuple(tuple(value for value, _ in row) for row in rows),
         stderr=tuple(tuple(error for _, error in row) for row in rows),
         per_sequence=array("f", [each for sample in samples for each in sample]).tobytes(),

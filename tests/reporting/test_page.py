@@ -69,6 +69,26 @@ def test_a_whole_run_has_every_section(full: Page) -> None:
     assert full.headings() == [f"{name}-title" for name in sections]
 
 
+def test_the_criteria_stand_side_by_side(full: Page) -> None:
+    for words in (
+        "What each criterion would take",
+        "How alike the criteria rank single layers",
+        "Each single layer by each criterion",
+        "What block-influence says: 0 nothing happens.",
+    ):
+        assert words in full.text
+    headings = [attributes.get("id") for tag, attributes in full.elements if tag == "h3"]
+    assert {"takes", "ranks", "layers"} <= set(headings)
+
+
+def test_one_criterion_has_nothing_to_stand_beside(tmp_path: Path) -> None:
+    run = make_run(layers=6)
+    assert run.survey
+    alone = tuple(each for each in run.survey.scores if each.criterion == "angular")
+    survey = msgspec.structs.replace(run.survey, scores=alone)
+    assert "How alike the criteria" not in page_of(run._replace(survey=survey), tmp_path).text
+
+
 def test_the_headline_says_what_changed_and_how_sure_it_is(full: Page) -> None:
     for words in (
         "30 → 23 layers, without layers 13–19 (7 layers)",

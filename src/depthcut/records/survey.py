@@ -21,6 +21,8 @@ class Scores(Record, frozen=True, kw_only=True):
     scope: Literal["block", "layer"]
     """block: every block [start, start + size); layer: single layers only, whose scores add up."""
     paper: str
+    meaning: str = ""
+    """What is measured, and what the ends of its range say."""
     mean: tuple[tuple[float, ...], ...]
     """mean[start][size - 1]; a criterion of scope layer has one entry for each start.
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from depthcut.records import Block, Plan, Scores
+from depthcut.reporting.criteria_tables import lowest
 from depthcut.reporting.figures import Figure
 from depthcut.reporting.theme import WIDTH, Spec, chart, dots, heat, light, mark, unlabelled
 from depthcut.reporting.words import at_tokens, criterion, span
@@ -130,8 +131,7 @@ def best_blocks(scores: Scores, others: Sequence[Scores], plan: Plan | None) -> 
 
 def best_of_size(scores: Scores, size: int) -> int:
     """Where the lowest-scoring block of so many layers starts."""
-    starts = [start for start, row in enumerate(scores.mean) if len(row) >= size]
-    return min(starts, key=lambda start: scores.mean[start][size - 1])
+    return lowest(scores, size)[0][0]
 
 
 def _places(layers: int, largest: int) -> Spec:

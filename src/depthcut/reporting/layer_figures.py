@@ -6,13 +6,9 @@ from collections.abc import Sequence
 from depthcut.records import Block, Scores
 from depthcut.reporting.figures import Figure
 from depthcut.reporting.theme import WIDTH, Spec, chart, dots, light, mark, unlabelled
-from depthcut.reporting.words import TOKENS, criterion
+from depthcut.reporting.words import TOKENS, criterion, sentence
 from depthcut.reporting.words import score as shown
 
-MEANINGS = {
-    "block-influence": "How far a layer turns its input, 1 − mean cosine (ShortGPT)",
-    "relative-magnitude": "How much a layer adds, as a share of what leaves it",
-}
 HEIGHT = 190
 
 
@@ -54,9 +50,9 @@ def layer_scores(every: Sequence[Scores], removed: Sequence[Block]) -> Figure:
     score: Spec = {"y": {**y, "field": "score"}}
     return Figure(
         name=every[0].criterion,
-        title=f"{name.capitalize()} of each layer",
+        title=f"{sentence(name)} of each layer",
         caption=(
-            f"{MEANINGS.get(every[0].criterion, name.capitalize())}; bars: one standard error"
+            f"{sentence(every[0].meaning or name)}; bars: one standard error"
             + _scale_and_shade(logarithmic, removed)
         ),
         spec=chart(

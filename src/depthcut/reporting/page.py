@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from depthcut.files import write_file
 from depthcut.records import layers_in_words
-from depthcut.reporting import headline, snippets, theme, words
+from depthcut.reporting import criteria_tables, headline, snippets, theme, words
 from depthcut.reporting.figures import Figure, inlined, write_figure
 from depthcut.reporting.result_figures import healing_loss, quality_and_speed
 from depthcut.reporting.results import Results, read_results
@@ -66,6 +66,10 @@ def render(results: Results, figures: dict[str, tuple[Figure, str]]) -> str:
             stack=draw_stack(results.plan) if results.plan else None,
             figures=figures,
             surveyed=surveyed,
+            criteria=_criteria(results),
+            choices=criteria_tables.choices(results.survey) if results.survey else None,
+            by_layer=criteria_tables.layer_table(results.survey) if results.survey else None,
+            ranks=criteria_tables.rank_table(results.survey) if results.survey else None,
             loading=snippets.loading(results),
             mergekit=snippets.mergekit(results),
             recipe=snippets.recipe(results),
@@ -85,6 +89,12 @@ def _figures(results: Results) -> list[Figure]:
     if results.heal and results.heal.losses:
         figures.append(healing_loss(results.heal))
     return figures
+
+
+def _criteria(results: Results) -> dict[str, str]:
+    """What each criterion of the survey measures."""
+    scores = results.survey.scores if results.survey else ()
+    return {words.criterion(each.criterion): each.meaning for each in scores if each.meaning}
 
 
 def _style() -> str:
@@ -115,6 +125,7 @@ def _environment() -> "Environment":
         "layers": layers_in_words,
         "verdict": words.verdict,
         "speed": words.speed,
+        "sentence": words.sentence,
         "tied": lambda text: text.replace(" ± ", "\u00a0±\u00a0"),
     }
     environment.filters.update(filters)

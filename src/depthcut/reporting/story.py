@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from depthcut.records import Comparison, ModelEvaluation, Plan
+from depthcut.records import Comparison, ModelEvaluation, Plan, Survey
 from depthcut.reporting.results import Results
 from depthcut.reporting.words import (
     ERRORS,
@@ -11,6 +11,7 @@ from depthcut.reporting.words import (
     criterion,
     estimate,
     perplexity_factor,
+    sentence,
     span,
     speed_ratio,
     verdict,
@@ -44,7 +45,7 @@ def plan_story(results: Results) -> list[str]:
             f"The layers were chosen by hand: the model {plan.change}."
             + ("" if plan.survey else " No survey stands behind them.")
         ]
-    sentences = [f"{_sentence(plan.words)} went: {_chosen_by(plan)}."]
+    sentences = [f"{sentence(plan.words)} went: {_chosen_by(plan, results.survey)}."]
     if plan.settings.protect:
         sentences.append(f"Protected from removal: layers {plan.settings.protect}.")
     others = plan.alternatives
@@ -89,7 +90,7 @@ def judgements(results: Results) -> list[tuple[str, str]]:
     for each in results.evaluation.comparisons:
         agreement = 100 * each.agreement.value
         sentences = [
-            f"{_sentence(_cost(each, first.name))}.",
+            f"{sentence(_cost(each, first.name))}.",
             f"It predicts the same next token as {first.name} in {agreement:.0f} % of places.",
         ]
         model = next((one for one in results.evaluation.models if one.name == each.name), None)
@@ -106,7 +107,7 @@ def _what_went(results: Results) -> list[str]:
     gone = sum(plan.model.layer_parameters[layer] for layer in plan.removed_layers)
     share = change(plan.model.parameters, plan.model.parameters - gone).lstrip("−")
     return [
-        f"{_sentence(plan.words)} of {plan.model.layers} went, and with them {share} of the "
+        f"{sentence(plan.words)} of {plan.model.layers} went, and with them {share} of the "
         "parameters."
     ]
 
@@ -154,18 +155,16 @@ def _speed_words(before: ModelEvaluation, after: ModelEvaluation) -> str:
     return f"reads at {prefill.text} and writes at {decode.text} the"
 
 
-def _chosen_by(plan: Plan) -> str:
+def _chosen_by(plan: Plan, survey: Survey | None) -> str:
     if plan.search is not None:
         found = "KL divergence" if plan.search.objective == "kl" else "loss"
         return f"a {plan.search.method} search found no other choice with less {found}"
     settings = plan.settings
     where = f"{criterion(settings.criterion)} {at_tokens(settings.tokens)}"
-    if settings.criterion != "angular":
+    every = survey.scores if survey else ()
+    of_layers = {each.criterion for each in every if each.scope == "layer"}
+    if settings.criterion in of_layers or not every:
         return f"no other choice of as many layers has less {where}, summed"
     if settings.blocks == 1:
         return f"no other block of that size has a lower {where}"
     return f"no other choice of up to {settings.blocks} blocks has a lower {where}"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]

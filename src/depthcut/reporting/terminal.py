@@ -55,8 +55,11 @@ def survey_table(survey: Survey) -> RenderableType:
     )
     blocks = [scores for scores in survey.scores if scores.scope == "block"]
     if not blocks or len(blocks) > _COLUMNS:
-        found = choices(survey)
-        table = Table(*found.columns, title="What goes, by number of layers", title_justify="left")
+        found = choices(survey, largest=min(8, max(1, model.layers // 2)))
+        table = Table(title="What goes, by number of layers", title_justify="left")
+        table.add_column(found.columns[0], no_wrap=True)
+        for name in found.columns[1:]:
+            table.add_column(name)
         for row in found.rows:
             table.add_row(*row)
         return Group(head, table)

@@ -126,6 +126,11 @@ def criterion(name: str) -> str:
     return CRITERIA.get(name, name)
 
 
+def sentence(text: str) -> str:
+    """With a capital at its beginning; the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def at_tokens(tokens: Tokens) -> str:
     """Where a score was taken: "at the last token", "at all tokens"."""
     return "at the last token" if tokens == "last" else "at all tokens"

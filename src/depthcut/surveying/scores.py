@@ -31,6 +31,7 @@ def scores_of(name: str, tokens: Tokens, rows: Sequence[Tensor], widths: Sequenc
         tokens=tokens,
         scope=criterion.scope,
         paper=criterion.paper,
+        meaning=criterion.meaning,
         mean=in_rows(values.mean(dim=0).tolist(), widths),
         stderr=in_rows(error.expand(values.shape[1]).tolist(), widths),
         per_sequence=little_endian(values),

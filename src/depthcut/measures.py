@@ -78,12 +78,13 @@ class DepthPairs:
         norms = torch.linalg.vector_norm(stacked, dim=-1)
         unit = stacked.div_(torch.where(norms > 0, norms, 1)[..., None])  # a copy since stack
         tokens, depths, hidden = unit.shape
-        # The first row is zero, and so are those that fill the matrix up to what kernels like.
-        steps = unit.new_empty(tokens, -(-depths // 16) * 16, hidden)
-        steps[:, 0], steps[:, depths:] = 0, 0
-        torch.sub(unit[:, 1:], unit[:, :-1], out=steps[:, 1:depths])
-        products = torch.bmm(steps, steps.mT)[:, :depths, :depths].double()
-        sums = products.cumsum(dim=1).cumsum(dim=2)
+        # Rows of zeros fill the matrix up to what kernels like.
+        steps = unit.new_empty(tokens, -(-(depths - 1) // 16) * 16, hidden)
+        steps[:, depths - 1 :] = 0
+        torch.sub(unit[:, 1:], unit[:, :-1], out=steps[:, : depths - 1])
+        products = torch.bmm(steps, steps.mT)[:, : depths - 1, : depths - 1].double()
+        sums = products.new_zeros(tokens, depths, depths)
+        torch.cumsum(products.cumsum(dim=1), dim=2, out=sums[:, 1:, 1:])
         own = sums.diagonal(dim1=1, dim2=2) + (norms == 0)
         chords = own[:, :, None] + own[:, None, :] - 2 * sums
         return cls(norms, chords.clamp_(0, 4))

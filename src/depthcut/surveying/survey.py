@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from depthcut.text.sequences import Sequences
 
 _CHUNK_BYTES = {"cpu": 2 << 20, "mps": 2 << 20}
 """Of float32 states worked on at once: what a processor's cache holds."""
-_GPU_CHUNK_BYTES = 256 << 20
+_GPU_CHUNK_BYTES = 1 << 30
 _BY_TOKEN = ("pairs", "centred pairs")
 _CPU_BATCH_TOKENS = 1024
 """More in one forward pass is slower on a CPU: memory is given back and fetched anew each time."""
@@ -49,7 +50,7 @@ def survey_model(
             more memory than there is, or states that overflow the dtype.
         ArchitectureError: The model's layers cannot be found.
     """
-    started = time.monotonic()
+    started = noted = time.monotonic()
     criteria, count = chosen(settings.criteria), len(sequences.sequences)
     longest = max(len(sequence) for sequence in sequences.sequences)
     limit = learned_positions(loaded)
@@ -74,7 +75,11 @@ def survey_model(
             states = read_states(batch)
             lengths = batch.mask.sum(dim=1).tolist()
             observations.add(states, lengths)
-            advance(sum(lengths), observations.best_block())
+            due = time.monotonic() - noted >= 1
+            advance(sum(lengths), observations.best_block() if due else "")
+            noted = time.monotonic() if due else noted
+        advance(0, observations.best_block())
+    observations.finish()
     observations.rows |= weight_rows(loaded, count, criteria)
     observations.rows |= gradient_rows(loaded, sequences, criteria)
     observations.rows |= loss_rows(
@@ -143,68 +148,98 @@ def _refuse_short(criteria: Mapping[str, Criterion], longest: int) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Observation:
-    """What one sequence says."""
+class Observation(NamedTuple):
+    """What some sequences of equal length say."""
 
     norms: Tensor
-    """(depths,) float64, mean over its tokens."""
+    """(sequences, depths) float64, mean over their tokens."""
     scores: dict[tuple[str, Tokens], Tensor]
-    """By criterion and tokens: (entries,) float64. Not of criteria that it is too short for."""
+    """By criterion and tokens: (sequences, entries) float64. Not of criteria that they are too
+    short for."""
 
 
 def observe(
-    states: Sequence[Tensor], row: int, length: int, criteria: Mapping[str, Criterion]
+    states: Sequence[Tensor], rows: slice, length: int, criteria: Mapping[str, Criterion]
 ) -> Observation:
-    """Score one sequence of a batch, chunk by chunk; padding is never read.
+    """Score some sequences of a batch, piece by piece; padding is never read.
 
     Args:
         states: At each depth, (batch, positions, hidden).
-        row: Which sequence.
-        length: Its tokens; those behind are padding.
+        rows: Which sequences.
+        length: The tokens of each; those behind are padding.
         criteria: By which.
     """
-    width, device = states[0].shape[-1], states[0].device
+    states = [state[rows, :length] for state in states]
+    device = states[0].device
     if device.type == "mps":  # no float64 there
         device = torch.device("cpu")
-    chunk_bytes = _CHUNK_BYTES.get(device.type, _GPU_CHUNK_BYTES)
-    chunk = max(1, chunk_bytes // (4 * len(states) * width))
+    piece = max(1, _tokens_at_once(states) // len(states[0]))
     by_token = {name: each for name, each in criteria.items() if each.needs in _BY_TOKEN}
     centre = any(each.needs == "centred pairs" for each in by_token.values())
-    means = [_mean(state[row, :length].to(device)) for state in states] if centre else []
+    means = [_mean(state.to(device)) for state in states] if centre else []
     norms: Tensor | float = 0.0
     sums: dict[str, Tensor | float] = dict.fromkeys(by_token, 0.0)
     last: dict[str, Tensor] = {}
-    for start in range(0, length, chunk):
-        stop = min(start + chunk, length)
-        some = [state[row, start:stop].to(device) for state in states]
-        given: dict[Needs, DepthPairs] = {"pairs": DepthPairs.of(some)}
-        norms = norms + given["pairs"].norms.sum(dim=0, dtype=torch.float64)
+    for start in range(0, length, piece):
+        some = [state[:, start : start + piece].to(device) for state in states]
+        given: dict[Needs, DepthPairs] = {"pairs": _pairs(some)}
+        count = len(some[0])
+        norms = norms + _by_sequence(given["pairs"].norms, count).sum(dim=1, dtype=torch.float64)
         if centre:
-            centred = [state - mean for state, mean in zip(some, means, strict=True)]
-            given["centred pairs"] = DepthPairs.of(centred)
+            given["centred pairs"] = _pairs(
+                [state - mean for state, mean in zip(some, means, strict=True)]
+            )
         for name, criterion in by_token.items():
-            values = criterion.function(given[criterion.needs])
-            sums[name] = sums[name] + values.sum(dim=0)
-            last[name] = values[-1]
+            values = _by_sequence(criterion.function(given[criterion.needs]), count)
+            sums[name] = sums[name] + values.sum(dim=1)
+            last[name] = values[:, -1]
     scores: dict[tuple[str, Tokens], Tensor] = {}
     for name in by_token:
         scores[name, "last"] = last[name]
         scores[name, "all"] = torch.as_tensor(sums[name]) / length
     for name, criterion in criteria.items():
         if criterion.needs == "sequence" and length >= criterion.least_tokens:
-            whole = [state[row, :length].to(device) for state in states]
-            scores[name, "all"] = criterion.function(whole)
+            each_sequence = zip(*(state.to(device) for state in states), strict=True)
+            scores[name, "all"] = torch.stack([criterion.function(each) for each in each_sequence])
     return Observation(torch.as_tensor(norms) / length, scores)
 
 
+def _tokens_at_once(states: Sequence[Tensor]) -> int:
+    chunk_bytes = _CHUNK_BYTES.get(states[0].device.type, _GPU_CHUNK_BYTES)
+    return max(1, chunk_bytes // (4 * len(states) * states[0].shape[-1]))
+
+
+def _groups(states: Sequence[Tensor], lengths: Sequence[int]) -> Iterator[tuple[slice, int]]:
+    """Neighbours of equal length, as many as are worked on at once."""
+    at_once, start = _tokens_at_once(states), 0
+    while start < len(lengths):
+        length, stop = lengths[start], start + 1
+        while (
+            stop < len(lengths)
+            and lengths[stop] == length
+            and (stop + 1 - start) * length <= at_once
+        ):
+            stop += 1
+        yield slice(start, stop), length
+        start = stop
+
+
+def _pairs(states: Sequence[Tensor]) -> DepthPairs:
+    return DepthPairs.of([state.flatten(0, 1) for state in states])
+
+
+def _by_sequence(values: Tensor, sequences: int) -> Tensor:
+    """(tokens, entries) as (sequences, tokens of each, entries)."""
+    return values.reshape(sequences, -1, values.shape[-1])
+
+
 def _mean(states: Tensor) -> Tensor:
-    return states.mean(dim=0, dtype=torch.float64)
+    return states.mean(dim=1, keepdim=True, dtype=torch.float64)
 
 
 @dataclass
 class Observations:
-    """Those of all sequences so far, on the CPU."""
+    """Those of all sequences so far, on their device until `finish`."""
 
     layers: int
     criteria: Mapping[str, Criterion]
@@ -217,17 +252,22 @@ class Observations:
 
     def add(self, states: Sequence[Tensor], lengths: Sequence[int]) -> None:
         """Those of a batch: the states at each depth, (batch, positions, hidden)."""
-        for row, length in enumerate(lengths):
-            found = observe(states, row, length, self.criteria)
-            self.norm_rows.append(found.norms.cpu())
+        for some, length in _groups(states, lengths):
+            found = observe(states, some, length, self.criteria)
+            self.norm_rows.extend(found.norms)
             for key, values in found.scores.items():
-                self.rows.setdefault(key, []).append(values.cpu())
+                self.rows.setdefault(key, []).extend(values)
         if self.maps:
             self.maps.add(states, lengths)
             self.rows |= self.maps.rows
         if self.batches:
             self.batches.add(states, lengths)
             self.rows |= self.batches.rows
+
+    def finish(self) -> None:
+        """Bring all to the CPU, in one go: a GPU is not kept waiting on the way."""
+        for rows in (self.norm_rows, *self.rows.values()):
+            rows[:] = torch.stack(rows).cpu()
 
     def finite(self) -> bool:
         return all(

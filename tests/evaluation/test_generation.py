@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from depthcut.errors import SettingsError
-from depthcut.evaluation.generation import encode_prompt, generate, generate_all
+from depthcut.evaluation.generation import generate, generate_all
+from depthcut.model.continuations import encode_prompt
 from depthcut.model.loading import LoadedModel, from_memory
 from depthcut.model.positions import learned_positions
 from tests.evaluation.models_for_tests import tiny

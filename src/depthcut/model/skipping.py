@@ -7,10 +7,10 @@ leaves the base.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from depthcut.model.batching import fitting_batch_size, free_memory_bytes
 from depthcut.model.kept_states import KeptStates
@@ -45,6 +45,15 @@ class Work(NamedTuple):
     """Passes of one sequence through one layer."""
     heads: int
     """Passes of one sequence through the final norm and the head."""
+
+    def forwards(self, loaded: LoadedModel, sequences: int) -> float:
+        """As passes of the whole model over so many sequences, by the parameters that worked."""
+        layers = len(loaded.layers)
+        head: nn.Module | None = cast(Any, loaded.model).get_output_embeddings()
+        head_size = sum(parameter.numel() for parameter in head.parameters()) if head else 0
+        layer_size = sum(loaded.facts.layer_parameters) / layers
+        spent = self.layers * layer_size + self.heads * head_size
+        return spent / (layers * layer_size + head_size) / sequences
 
 
 class Skipper:

@@ -51,7 +51,7 @@ def layer_set(text: str, layers: int) -> tuple[int, ...]:
 
 
 def layer_counts(text: str, layers: int) -> tuple[int, ...]:
-    """The numbers of layers in 7, 25%, 1:12 (both ends included) or 1,3,5, ascending.
+    """The numbers of layers in 7, 25%, 1:12 or 1:25% (both ends included) or 1,3,5, ascending.
 
     Shares of the layers are rounded down.
 
@@ -61,15 +61,13 @@ def layer_counts(text: str, layers: int) -> tuple[int, ...]:
     """
     found: set[int] = set()
     for part in filter(None, re.split(r"[,\s]+", text)):
-        match = re.fullmatch(r"(\d+)(?::(\d+))?|(\d+(?:\.\d+)?)%", part)
-        if match is None or int(match[2] or match[1] or 0) < int(match[1] or 0):
+        ends = [_layer_count(end, layers) for end in part.split(":")]
+        counts = [end for end in ends if end is not None]
+        if len(counts) < len(ends) or len(ends) > 2 or counts[-1] < counts[0]:
             raise SettingsError(
                 f"drop {text}: write a number of layers (7), a share (25%) or a range (1:12)"
             )
-        if match[3]:
-            found.add(int(layers * float(match[3]) / 100 + 1e-9))
-        else:
-            found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+        found.update(range(counts[0], counts[-1] + 1))
     if not found or min(found) < 1:
         raise PlanError(f"drop {text}: removes none of the {layers} layers; ask for at least one")
     if max(found) >= layers:
@@ -78,3 +76,11 @@ def layer_counts(text: str, layers: int) -> tuple[int, ...]:
             f"so drop at most {layers - 1}"
         )
     return tuple(sorted(found))
+
+
+def _layer_count(text: str, layers: int) -> int | None:
+    """7 or a share such as 25%; None: neither."""
+    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", text)
+    if match is None:
+        return None
+    return int(match[1]) if match[1] else int(layers * float(match[2]) / 100 + 1e-9)

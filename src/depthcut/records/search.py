@@ -14,21 +14,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-class FrontierPoint(Record, frozen=True, kw_only=True):
-    """The best choice of so many layers, on the text that was searched on."""
-
-    removed: tuple[Block, ...]
-    loss: Estimate
-    """Mean next-token loss in nats."""
-    loss_difference: Estimate
-    """To the untouched model, paired over sequences."""
-    kl_divergence: Estimate
-    """KL(untouched ‖ cut) in nats."""
-    runners_up: tuple[Alternative, ...]
-    """Other choices of as many layers that read the whole text, best first. Their score is what
-    the search made least."""
-
-
 class Cost(Record, frozen=True, kw_only=True):
     """What a choice of layers took."""
 
@@ -42,6 +27,23 @@ class Cost(Record, frozen=True, kw_only=True):
     """Passes of one sequence through the final norm and the head."""
     evaluations: float
     """Readings of the whole text by candidates."""
+
+
+class FrontierPoint(Record, frozen=True, kw_only=True):
+    """The best choice of so many layers, on the text that was searched on."""
+
+    removed: tuple[Block, ...]
+    loss: Estimate
+    """Mean next-token loss in nats."""
+    loss_difference: Estimate
+    """To the untouched model, paired over sequences."""
+    kl_divergence: Estimate
+    """KL(untouched ‖ cut) in nats."""
+    runners_up: tuple[Alternative, ...]
+    """Other choices of as many layers that read the whole text, best first. Their score is what
+    the search made least."""
+    cost: Cost | None = None
+    """Of the search until it knew this choice. None: not recorded."""
 
 
 class Search(Record, frozen=True, kw_only=True):

@@ -60,6 +60,12 @@ class Journal:
                 f"cannot write {path}: {error.strerror}; choose another --out"
             ) from error
 
+    @property
+    def batch_size(self) -> int | None:
+        """Sequences that were read at once; None: nothing was read yet. What goes on behind the
+        entries must read as many, or a batch would be another one."""
+        return next((len(entry.loss) for entry in self.entries if entry.batch == 0), None)
+
     def add(self, entry: Entry) -> None:
         self.entries.append(entry)
         self._write(entry._asdict())

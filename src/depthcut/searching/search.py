@@ -2,9 +2,8 @@
 
 import time
 from pathlib import Path
-from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from depthcut.errors import PlanError, SettingsError, nearest
 from depthcut.measures import mean_and_error
@@ -65,7 +64,7 @@ def search_model(
     started = time.monotonic()
     with (
         progress(f"search: {settings.method}", None, unit="sequences") as advance,
-        skipping(loaded, sequences, batch_size=settings.batch_size) as skipper,
+        skipping(loaded, sequences, batch_size=settings.batch_size or diary.batch_size) as skipper,
     ):
         trials = Trials(
             skipper,
@@ -77,18 +76,18 @@ def search_model(
             advance=advance,
         )
         untouched = trials.losses(())
-        chosen: dict[int, Removed] = {}
+        chosen: dict[int, tuple[Removed, Cost]] = {}
         complete = True
         try:
             for removed in method.function(settings.method)(trials, asked):
-                known = chosen.get(len(removed))
+                known, _ = chosen.get(len(removed), (None, None))
                 if known is None or trials.mean(removed) < trials.mean(known):
                     trials.mean(removed)  # on the whole text, or it does not count
-                    chosen[len(removed)] = removed
+                    chosen[len(removed)] = removed, _cost(loaded, trials)
                 advance(0, _note(removed, trials))
         except BudgetSpentError:
             complete = False
-        frontier = tuple(_point(chosen[count], trials, untouched) for count in sorted(chosen))
+        frontier = tuple(_point(*chosen[count], trials, untouched) for count in sorted(chosen))
         cost = _cost(loaded, trials)
     diary.close()
     return Search(
@@ -130,7 +129,7 @@ def resolve(settings: SearchSettings, layers: int) -> Asked:
     return Asked(counts, free, settings)
 
 
-def _point(removed: Removed, trials: Trials, untouched: Losses) -> FrontierPoint:
+def _point(removed: Removed, cost: Cost, trials: Trials, untouched: Losses) -> FrontierPoint:
     found = trials.losses(removed)
     scores = trials.scores(removed)
     others = [each for each in trials.measured(len(removed)) if each != removed]
@@ -147,19 +146,15 @@ def _point(removed: Removed, trials: Trials, untouched: Losses) -> FrontierPoint
             )
             for other in others[:RUNNERS_UP]
         ),
+        cost=cost,
     )
 
 
 def _cost(loaded: LoadedModel, trials: Trials) -> Cost:
-    layers = len(loaded.layers)
-    head: nn.Module | None = cast(Any, loaded.model).get_output_embeddings()
-    head_size = sum(parameter.numel() for parameter in head.parameters()) if head else 0
-    layer_size = sum(loaded.facts.layer_parameters) / layers
-    work = trials.work
-    spent = work.layers * layer_size + work.heads * head_size
+    work, seconds = trials.spent
     return Cost(
-        seconds=round(trials.seconds, 3),
-        forwards=spent / (layers * layer_size + head_size) / trials.sequences,
+        seconds=round(seconds, 3),
+        forwards=work.forwards(loaded, trials.sequences),
         layer_passes=work.layers,
         head_passes=work.heads,
         evaluations=trials.evaluations,

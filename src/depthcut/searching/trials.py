@@ -63,6 +63,7 @@ class Trials:
         self._before = Work(last.layers, last.heads) if last else Work(0, 0)
         self._started = time.monotonic() - (last.seconds if last else 0.0)
         self._read = 0
+        self._last: Entry | None = None
 
     @property
     def batches(self) -> range:
@@ -78,6 +79,12 @@ class Trials:
         """Done for this search, that before a kill included."""
         now = self._skipper.work
         return Work(self._before.layers + now.layers, self._before.heads + now.heads)
+
+    @property
+    def spent(self) -> tuple[Work, float]:
+        """Work and seconds up to the last reading; as the journal says, if it was found there."""
+        last = self._last
+        return (Work(last.layers, last.heads), last.seconds) if last else (Work(0, 0), 0.0)
 
     @property
     def evaluations(self) -> float:
@@ -162,6 +169,7 @@ class Trials:
             loss, divergence, last = (tuple(column.tolist()) for column in found)
             entry = Entry(removed, number, loss, divergence, last, *self.work, self.seconds)
             self._journal.add(entry)
+        self._last = entry
         self._advance(self._sizes[number])
         return Losses(
             *(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from depthcut.confidence import worse
+from depthcut.confidence import LEAST_OBSERVATIONS, worse
 from depthcut.model.skipping import Losses, Skipper, Work
 from depthcut.progress import Advance
 from depthcut.searching.journal import Entry, Journal
@@ -16,7 +16,7 @@ from depthcut.settings import Objective
 Removed = tuple[int, ...]
 """Removed layers, ascending."""
 
-_FIRST_LOOK_SEQUENCES = 8
+_FIRST_LOOK_SEQUENCES = LEAST_OBSERVATIONS
 _LOOKS_GROW = 1.5
 
 

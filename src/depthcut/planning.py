@@ -1,7 +1,7 @@
 """Survey and budget, or a hand's choice, to a plan: which layers go. No torch.
 
-The choice is exact: dynamic programming over the table of scores finds the best set of layers
-and the runners-up, for any number of separate blocks at once.
+The choice is exact (`choosing`): the best set of layers and the runners-up, for any number of
+separate blocks at once.
 """
 
 import math
@@ -10,6 +10,7 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
+from depthcut.choosing import best_choices
 from depthcut.errors import PlanError, SettingsError
 from depthcut.mergekit import MergekitRecipe
 from depthcut.records import (
@@ -243,7 +244,14 @@ def _ranked(
     scores: Scores, count: int, protected: Sequence[int], settings: PlanSettings
 ) -> list[tuple[Block, ...]]:
     layers = len(scores.mean)
-    found = _best_choices(scores, count, frozenset(protected), settings.blocks)
+    found = best_choices(
+        scores.mean,
+        count,
+        scope=scores.scope,
+        protected=frozenset(protected),
+        blocks=settings.blocks,
+        most=RUNNERS_UP + 1,
+    )
     if not found and not protected:
         raise PlanError(
             f"no choice of {count} of {layers} layers in at most {settings.blocks} block(s): "
@@ -256,7 +264,7 @@ def _ranked(
             f"leaves the protected layers {settings.protect}: protect fewer, drop fewer, "
             "or allow more --blocks"
         )
-    return [merged(layer for block in blocks for layer in range(*block)) for _, blocks in found]
+    return found
 
 
 def _ranked_for_size(
@@ -287,46 +295,6 @@ def _first_of_size(
         f"params {params}: one layer and the embeddings alone have {least:,} parameters; "
         "ask for more, or for more removed layers"
     )
-
-
-Choice = tuple[float, tuple[Block, ...]]
-
-
-def _best_choices(
-    scores: Scores, count: int, protected: frozenset[int], blocks: int
-) -> list[Choice]:
-    """The best choices of `count` layers, ascending by summed score, exactly.
-
-    A state is (position, layers still to go, blocks still allowed); every choice is one path
-    through the states, so keeping the best few at each state loses none of them. Two blocks
-    have a kept layer between them, else they are one block with a score of its own.
-    """
-    layers = len(scores.mean)
-    apart, most = (1, blocks) if scores.scope == "block" else (0, 1)
-
-    known: dict[tuple[int, int, int], list[Choice]] = {}
-
-    def best(position: int, left: int, allowed: int) -> list[Choice]:
-        if left == 0:
-            return [(0.0, ())]
-        if position >= layers or allowed == 0 or left > layers - position:
-            return []
-        return known[position, left, allowed]
-
-    for position in reversed(range(layers)):
-        for left in range(1, min(count, layers - position) + 1):
-            for allowed in range(1, most + 1):
-                options = list(best(position + 1, left, allowed))
-                for size, score in enumerate(scores.mean[position][:left], start=1):
-                    if position + size - 1 in protected:
-                        break
-                    stop = position + size
-                    options += [
-                        (score + rest, ((position, stop), *chosen))
-                        for rest, chosen in best(stop + apart, left - size, allowed - apart)
-                    ]
-                known[position, left, allowed] = sorted(options)[: RUNNERS_UP + 1]
-    return best(0, count, most)
 
 
 def _score(scores: Scores, blocks: Sequence[Block]) -> float:

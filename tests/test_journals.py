@@ -50,6 +50,14 @@ def test_what_a_kill_cut_short_does_not_count(tmp_path: Path) -> None:
         assert path.read_bytes() == b"".join(lines[: kept + 1]) + lines[1].replace(b":0", b":9")
 
 
+def test_a_journal_in_which_nothing_was_written_is_removed(tmp_path: Path) -> None:
+    fill(tmp_path / "j", 0)
+    assert list(tmp_path.iterdir()) == []
+    fill(tmp_path / "j", 1)
+    fill(tmp_path / "j", 0)
+    assert (tmp_path / "j").exists()
+
+
 @pytest.mark.parametrize("content", [b"hello", b'{"text": "mine"}\n', b"\xff\xfe\n", b"\n"])
 def test_another_file_of_that_name_is_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "j"
@@ -70,6 +78,7 @@ def test_other_inputs_are_refused_and_the_lines_kept(tmp_path: Path) -> None:
 
 def test_two_cannot_write_at_once(tmp_path: Path) -> None:
     path = tmp_path / "j"
+    fill(path, 1)
     with journal(path) as first, pytest.raises(OutputError, match="another depthcut is writing"):
         journal(path)
     with journal(path):

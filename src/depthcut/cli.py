@@ -19,6 +19,7 @@ from depthcut.settings import (
     EvaluateSettings,
     HealSettings,
     LoadSettings,
+    OwnTextSettings,
     PlanSettings,
     Recipe,
     SearchSettings,
@@ -344,6 +345,32 @@ def generate(
     sys.stdout.write("\n")
 
 
+def text(
+    *,
+    from_model: Annotated[str, arg(metavar="MODEL")],
+    out: Annotated[Path, arg(help="The .jsonl file to be; the same command goes on.")],
+    settings: OwnTextSettings = OwnTextSettings(),
+    load: LoadSettings = LoadSettings(),
+    common: Common = COMMON,
+) -> None:
+    """Let a model write the text that it is calibrated on: from nothing, or in answer to prompts.
+
+    The same command goes on where a killed one stopped, and comes to the same file.
+
+    Args:
+        from_model: smollm2 (embedded), a local folder, a hub id, or a .gguf file.
+    """
+    from depthcut import api
+
+    _use_token(common.token)
+    record = api.generate_text(from_model, out, settings, load=load)
+    if not _print_json(record, common):
+        from depthcut.reporting.terminal import own_text_line, show
+
+        show(own_text_line(record))
+        show(f"next: depthcut survey {from_model} --text {out} --out survey.json")
+
+
 def report(folder: Annotated[Path, Positional, arg(metavar="DIR")]) -> None:
     """Write report.html and its plots from the records in a folder.
 
@@ -429,6 +456,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "heal": heal,
     "evaluate": evaluate,
     "generate": generate,
+    "text": text,
     "report": report,
     "run": run,
     "demo": demo,

@@ -23,7 +23,8 @@ class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Journal(Generic[T]):
     """Lines of one kind, appended one at a time and each synced to the disk.
 
-    A context manager; inside it no other process can open the file. It stays until `delete`.
+    A context manager; inside it no other process can open the file. It stays until `delete`, or
+    if nothing was appended at all.
     """
 
     def __init__(self, path: Path, kind: type[T], *, inputs: str) -> None:
@@ -50,8 +51,10 @@ class Journal(Generic[T]):
             self._lock()
             self._end = self._whole_lines(inputs)
             os.ftruncate(self._handle, self._end)
+            head = _Head(inputs)
             if not self._end:
-                self._write(_Head(inputs))
+                self._write(head)
+            self._empty = len(_line(head))
         except BaseException:
             os.close(self._handle)
             raise
@@ -60,6 +63,8 @@ class Journal(Generic[T]):
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._end == self._empty:
+            self.path.unlink(missing_ok=True)
         os.close(self._handle)
 
     def __iter__(self) -> Iterator[T]:
@@ -79,7 +84,7 @@ class Journal(Generic[T]):
 
     def delete(self) -> None:
         """Remove it, once what it was for stands elsewhere."""
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)
 
     def _lock(self) -> None:
         try:
@@ -101,8 +106,7 @@ class Journal(Generic[T]):
         return end
 
     def _compare(self, line: bytes, inputs: str) -> None:
-        own = msgspec.json.encode(_Head(inputs)) + b"\n"
-        if own.startswith(line):
+        if _line(_Head(inputs)).startswith(line):
             return
         try:
             msgspec.json.decode(line, type=_Head)
@@ -116,7 +120,7 @@ class Journal(Generic[T]):
         )
 
     def _write(self, line: msgspec.Struct) -> None:
-        content = msgspec.json.encode(line) + b"\n"
+        content = _line(line)
         try:
             left = content
             while left:
@@ -130,3 +134,7 @@ class Journal(Generic[T]):
                 "it goes on where it stopped"
             ) from error
         self._end += len(content)
+
+
+def _line(content: msgspec.Struct) -> bytes:
+    return msgspec.json.encode(content) + b"\n"

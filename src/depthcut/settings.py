@@ -37,6 +37,14 @@ class LoadSettings(Settings, frozen=True, kw_only=True):
     """Read .bin weights too, by torch's weights-only loader; kept in the cache as safetensors."""
 
 
+def _in_one_form(texts: Texts) -> Texts:
+    """A list as a tuple, and a single text as its name."""
+    if isinstance(texts, str):
+        return texts
+    named = tuple(texts)
+    return named[0] if len(named) == 1 else named
+
+
 class TextSettings(Settings, frozen=True, kw_only=True):
     """Which text is read, and how it becomes sequences of tokens."""
 
@@ -61,11 +69,44 @@ class TextSettings(Settings, frozen=True, kw_only=True):
     """Tokens to read, at most."""
 
     def __post_init__(self) -> None:
-        """A list as a tuple, and one text as its name: what means the same is the same."""
-        if not isinstance(self.text, str):
-            named = tuple(self.text)
-            single = named[0] if len(named) == 1 else named
-            msgspec.structs.force_setattr(self, "text", single)
+        """What means the same is the same."""
+        msgspec.structs.force_setattr(self, "text", _in_one_form(self.text))
+
+
+class OwnTextSettings(Settings, frozen=True, kw_only=True):
+    """How a model writes text of its own to be calibrated on."""
+
+    tokens: int = 65536
+    """Tokens to generate; the last batch is finished."""
+    new_tokens: int = 512
+    """Tokens of one text, at most."""
+    batch_size: int = 32
+    """Texts that are written together. It is part of what makes the same text again."""
+    temperature: float = 1.0
+    """1: the model's own distribution; less: the likelier tokens more often."""
+    first_temperature: float | None = None
+    """Temperature of the first token, from where it goes in a line to temperature; default: none
+    of its own. The first tokens decide what a text is about (arXiv:2410.17170, section 3.2)."""
+    first_tokens: int = 10
+    """Over so many tokens."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability; 1: all."""
+    seed: int = 0
+    """Seed of the sampling."""
+    prompts: Texts | None = None
+    """Texts whose documents the model answers or continues (of a plain file each line, of a chat
+    all before its last answer); default: it begins from nothing."""
+    text_config: str | None = None
+    """Configuration name of a hub data set of prompts."""
+    split: str = "train"
+    """Split of a hub data set of prompts."""
+    columns: tuple[str, ...] = ()
+    """Columns that hold the prompts, joined by a blank line; default: text, content or messages."""
+
+    def __post_init__(self) -> None:
+        """What means the same is the same."""
+        if self.prompts is not None:
+            msgspec.structs.force_setattr(self, "prompts", _in_one_form(self.prompts))
 
 
 class SurveySettings(TextSettings, frozen=True, kw_only=True):

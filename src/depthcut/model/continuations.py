@@ -65,22 +65,35 @@ def end_tokens(loaded: LoadedModel) -> tuple[int, ...]:
     return tuple(ends) if isinstance(ends, list | tuple) else (int(ends),)
 
 
-def encode_prompt(
-    loaded: LoadedModel, prompt: str | Sequence[Mapping[str, object]], *, new_tokens: int
-) -> dict[str, Tensor]:
+def encode_prompt(loaded: LoadedModel, prompt: str, *, new_tokens: int) -> dict[str, Tensor]:
+    """A prompt as `encode`, if the model has positions for it and so many new tokens.
+
+    Raises:
+        SettingsError: Prompt and new tokens exceed the positions it has learned, or it has no
+            tokenizer.
+    """
+    inputs = encode(loaded, prompt)
+    needed, limit = inputs["input_ids"].shape[1] + new_tokens, learned_positions(loaded)
+    if limit is not None and needed > limit:
+        raise SettingsError(
+            f"the prompt {prompt[:30]!r} and {new_tokens} new tokens need {needed} positions, the "
+            f"model has {limit}: lower --new-tokens or give a shorter prompt"
+        )
+    return inputs
+
+
+def encode(loaded: LoadedModel, prompt: str | Sequence[Mapping[str, object]]) -> dict[str, Tensor]:
     """A prompt as the model wants it: a user's message where it has a chat template.
 
     Args:
         loaded: The model, with its tokenizer.
         prompt: What a user says, or a whole chat up to the model's turn.
-        new_tokens: How many shall follow.
 
     Returns:
         input_ids and attention_mask, each of shape (1, tokens), on the model's device.
 
     Raises:
-        SettingsError: The model has no tokenizer, or prompt and new tokens exceed the
-            positions it has learned.
+        SettingsError: The model has no tokenizer.
         TextError: A chat, and the model has no chat template or its template refuses it.
     """
     tokenizer = tokenizer_of(loaded)
@@ -101,14 +114,7 @@ def encode_prompt(
             f"the prompts are chats, and {loaded.facts.source} has no chat template: choose a "
             "plain text column with --columns, or a chat model"
         )
-    inputs = {key: encoded[key].to(loaded.device) for key in ("input_ids", "attention_mask")}
-    needed, limit = inputs["input_ids"].shape[1] + new_tokens, learned_positions(loaded)
-    if limit is not None and needed > limit:
-        raise SettingsError(
-            f"the prompt {str(prompt)[:30]!r} and {new_tokens} new tokens need {needed} positions, "
-            f"the model has {limit}: lower --new-tokens or give a shorter prompt"
-        )
-    return inputs
+    return {key: encoded[key].to(loaded.device) for key in ("input_ids", "attention_mask")}
 
 
 def padded_on_the_left(encoded: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

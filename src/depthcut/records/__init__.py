@@ -17,6 +17,7 @@ from depthcut.records.facts import (
     value_and_error,
 )
 from depthcut.records.healing import HealRecord
+from depthcut.records.own_text import OwnText
 from depthcut.records.plan import Alternative, LayerSlice, Plan, slices_without
 from depthcut.records.search import Cost, FrontierPoint, Search
 from depthcut.records.slicing import (
@@ -45,6 +46,7 @@ __all__ = [
     "ModelEvaluation",
     "ModelFacts",
     "Origin",
+    "OwnText",
     "Plan",
     "Record",
     "Refusal",

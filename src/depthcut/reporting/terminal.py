@@ -12,6 +12,7 @@ from depthcut.records import (
     Evaluation,
     HealRecord,
     Inspection,
+    OwnText,
     Plan,
     Scores,
     Search,
@@ -88,6 +89,16 @@ def search_table(search: Search) -> RenderableType:
         )
     stopped = () if search.complete else ("[yellow]stopped at its budget[/yellow]",)
     return Group(head, table, *stopped)
+
+
+def own_text_line(record: OwnText) -> str:
+    """What a model wrote, and how much of it was cut."""
+    cut, tokens = record.documents - record.ended, record.settings.new_tokens
+    cuts = f", {cut:,} of them cut at {tokens:,} tokens" if cut > 0 else ""
+    return (
+        f"{record.source}: {record.documents:,} texts of {record.model.source}, "
+        f"{record.tokens:,} tokens{cuts}; {duration(record.origin.seconds)}"
+    )
 
 
 def inspection_tables(record: Inspection) -> RenderableType:

@@ -36,6 +36,13 @@ def best_choices(
         Each as the fewest blocks; none where no choice is possible.
     """
     layers = len(scores)
+    if scope == "block" and blocks == 1:
+        alone = [
+            (row[count - 1], (start, start + count))
+            for start, row in enumerate(scores)
+            if len(row) >= count and protected.isdisjoint(range(start, start + count))
+        ]
+        return [(block,) for _, block in sorted(alone)[:most]]
     apart, allowed_blocks = (1, blocks) if scope == "block" else (0, 1)
     known: dict[tuple[int, int, int], list[_Choice]] = {}
 

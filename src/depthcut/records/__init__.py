@@ -18,7 +18,15 @@ from depthcut.records.facts import (
 )
 from depthcut.records.healing import HealRecord
 from depthcut.records.own_text import OwnText
-from depthcut.records.plan import Alternative, LayerSlice, Plan, slices_without
+from depthcut.records.plan import (
+    Alternative,
+    LayerSlice,
+    Plan,
+    Rival,
+    Stability,
+    TextChoice,
+    slices_without,
+)
 from depthcut.records.search import Cost, FrontierPoint, Search
 from depthcut.records.slicing import (
     FieldValues,
@@ -29,10 +37,13 @@ from depthcut.records.slicing import (
     Verification,
 )
 from depthcut.records.survey import Scores, Survey
+from depthcut.records.sweep import SWEEP_COLUMNS, Choice, JudgedText, Judgement, Sweep, Way
 
 __all__ = [
+    "SWEEP_COLUMNS",
     "Alternative",
     "Block",
+    "Choice",
     "Comparison",
     "Cost",
     "Estimate",
@@ -41,6 +52,8 @@ __all__ = [
     "FrontierPoint",
     "HealRecord",
     "Inspection",
+    "JudgedText",
+    "Judgement",
     "LayerGroup",
     "LayerSlice",
     "ModelEvaluation",
@@ -50,14 +63,19 @@ __all__ = [
     "Plan",
     "Record",
     "Refusal",
+    "Rival",
     "Scores",
     "Search",
     "SliceRecord",
     "Speed",
+    "Stability",
     "Survey",
+    "Sweep",
+    "TextChoice",
     "TextFacts",
     "TextPart",
     "Verification",
+    "Way",
     "inputs_digest",
     "layer_counts",
     "layer_set",

@@ -23,6 +23,37 @@ class Alternative(Record, frozen=True, kw_only=True):
     """Its score minus the plan's, paired over sequences."""
 
 
+class Rival(Record, frozen=True, kw_only=True):
+    """A choice that won on some of the resampled texts."""
+
+    removed: tuple[Block, ...]
+    share: float
+
+
+class TextChoice(Record, frozen=True, kw_only=True):
+    """What one of several texts would have chosen."""
+
+    source: str
+    removed: tuple[Block, ...]
+
+
+class Stability(Record, frozen=True, kw_only=True):
+    """How much a choice depends on the text that it was made on."""
+
+    resamples: int
+    """Texts of as many sequences, drawn from those that were read, with repeats (bootstrap)."""
+    share: float
+    """Of these on which the same layers are chosen."""
+    overlap: float
+    """Layers that are in both choices over those that are in either, mean over the resamples."""
+    rivals: tuple[Rival, ...]
+    """Other choices, most frequent first."""
+    halves: tuple[tuple[Block, ...], ...]
+    """The choice of the first and of the second half of the sequences."""
+    texts: tuple[TextChoice, ...]
+    """The choice of each text, where several were read."""
+
+
 class LayerSlice(Record, frozen=True, kw_only=True):
     """Consecutive layers [start, stop) of a model, taken in this order."""
 
@@ -48,6 +79,8 @@ class Plan(Record, frozen=True, kw_only=True):
     score: float | None
     alternatives: tuple[Alternative, ...]
     """The runners-up, best first."""
+    stability: Stability | None = None
+    """Of a choice by a survey's scores; None: of one sequence, by a search or by hand."""
     warnings: tuple[str, ...]
 
     @property

@@ -14,6 +14,7 @@ from depthcut.reporting.words import (
     sentence,
     span,
     speed_ratio,
+    stability_in_words,
     verdict,
 )
 
@@ -59,6 +60,8 @@ def plan_story(results: Results) -> list[str]:
         )
     elif others and results.survey and results.survey.text.sequences > 1:
         sentences.append("Every runner-up scores clearly higher on this text.")
+    if plan.stability:
+        sentences.append(stability_in_words(plan.stability))
     return sentences
 
 

@@ -18,12 +18,20 @@ from depthcut.records import (
     Search,
     SliceRecord,
     Survey,
+    Sweep,
     Verification,
     layers_in_words,
 )
 from depthcut.reporting.criteria_tables import choices, lowest
 from depthcut.reporting.headline import headline_lines
 from depthcut.reporting.results import read_results
+from depthcut.reporting.sweep_tables import (
+    STANDING_COLUMNS,
+    Cell,
+    cells_by_way,
+    some_counts,
+    standing_rows,
+)
 from depthcut.reporting.words import (
     ERRORS,
     amount,
@@ -33,12 +41,15 @@ from depthcut.reporting.words import (
     size,
     span,
     speed,
+    stability_in_words,
     verdict,
 )
 
 _OBJECTIVES = {"kl": "KL divergence in nats", "loss": "loss in nats"}
 _COLUMNS = 2
 """Of blocks with their scores, as fit a terminal."""
+_COUNTS = 7
+"""Numbers of layers, as fit a terminal."""
 
 
 def show(content: RenderableType) -> None:
@@ -99,6 +110,37 @@ def own_text_line(record: OwnText) -> str:
         f"{record.source}: {record.documents:,} texts of {record.model.source}, "
         f"{record.tokens:,} tokens{cuts}; {duration(record.origin.seconds)}"
     )
+
+
+def sweep_tables(sweep: Sweep) -> RenderableType:
+    """How the ways stand, and on each text the perplexity at some numbers of layers."""
+    head = f"{sweep.model.source}: {sweep.model.layers} layers; chosen on {sweep.calibration}"
+    standing = Table(*STANDING_COLUMNS)
+    for cells in standing_rows(sweep):
+        standing.add_row(*cells)
+    shown = some_counts(sweep.counts, _COUNTS)
+    at = [sweep.counts.index(count) for count in shown]
+    parts: list[RenderableType] = [escape(head), standing]
+    for judged in sweep.judged:
+        table = Table(
+            "way",
+            title=f"Perplexity on {escape(judged.text.source)}, by number of removed layers",
+            title_justify="left",
+        )
+        for count in (0, *shown):
+            table.add_column(str(count), justify="right")
+        untouched = score(judged.untouched.perplexity.value)
+        for name, row in cells_by_way(sweep, judged).items():
+            table.add_row(name, untouched, *(_perplexity(row[place]) for place in at))
+        parts.append(table)
+    return Group(*parts, "[bold]bold[/bold]: the best of its column; *: not told apart from it")
+
+
+def _perplexity(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    shown = score(cell.said.perplexity.value)
+    return f"[bold]{shown}[/bold]" if cell.best else f"{shown}*" if cell.tied else shown
 
 
 def inspection_tables(record: Inspection) -> RenderableType:
@@ -194,6 +236,8 @@ def plan_table(plan: Plan) -> RenderableType:
                 _judged(other.difference),
             )
         lines.append(table)
+    if plan.stability:
+        lines.append(escape(stability_in_words(plan.stability)))
     lines += [f"[yellow]warning:[/yellow] {escape(warning)}" for warning in plan.warnings]
     return Group(*lines)
 

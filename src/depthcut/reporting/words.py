@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import quantiles
 from typing import Literal
 
-from depthcut.records import Block, Comparison, Estimate, Speed, layers_in_words
+from depthcut.records import Block, Comparison, Estimate, Speed, Stability, layers_in_words
 from depthcut.settings import Tokens
 
 ERRORS = 2.0
@@ -193,3 +193,24 @@ def speed(measured: Speed | None) -> tuple[str, str]:
 def _three_digits(number: float) -> str:
     digits = math.floor(math.log10(abs(number))) if number else 0
     return f"{number:,.{max(0, 2 - digits)}f}" if digits < 2 else f"{number:,.{int(digits < 3)}f}"
+
+
+def stability_in_words(found: Stability) -> str:
+    """How often other sequences of the same text would have chosen the same layers."""
+    parts = [
+        f"on {found.share:.0%} of {found.resamples} resampled texts the same layers are chosen, on "
+        f"average {found.overlap:.0%} of them"
+    ]
+    if found.rivals:
+        rival = found.rivals[0]
+        parts.append(f"most often instead {layers_in_words(rival.removed)}, {rival.share:.0%}")
+    first, second = found.halves
+    parts.append(
+        f"both halves of the text choose {layers_in_words(first)}"
+        if first == second
+        else f"its halves choose {layers_in_words(first)}, and {layers_in_words(second)}"
+    )
+    parts += [
+        f"{each.source} alone chooses {layers_in_words(each.removed)}" for each in found.texts
+    ]
+    return f"How sure: {'; '.join(parts)}."

@@ -1,4 +1,4 @@
-"""Survey and budget, or a hand's choice, to a plan: which layers go. No torch.
+"""Survey and budget, a search, a hand or a recipe to a plan, as a record. No torch.
 
 The choice is exact (`choosing`): the best set of layers and the runners-up, for any number of
 separate blocks at once.
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from depthcut.choosing import best_choices
 from depthcut.errors import PlanError, SettingsError
 from depthcut.mergekit import MergekitRecipe
+from depthcut.planning.stability import stability
 from depthcut.records import (
     Alternative,
     Block,
@@ -63,12 +64,20 @@ def plan_from_survey(survey: Survey, settings: PlanSettings) -> Plan:
     else:
         ranked = _ranked(scores, budget(settings, survey.model.layers), protected, settings)
         choice = ranked[0]
+    stable = (
+        stability(
+            scores, survey.text, choice, protected=frozenset(protected), blocks=settings.blocks
+        )
+        if settings.remove is None
+        else None
+    )
     return Plan(
         origin=Origin.since(started, inputs=plan_inputs(settings, survey.origin.inputs)),
         model=survey.model,
         settings=settings,
         survey=survey.origin.inputs,
         slices=slices_without(choice, survey.model.layers),
+        stability=stable,
         score=_score(scores, choice) if _is_scored(scores, choice) else None,
         alternatives=tuple(
             Alternative(

@@ -10,13 +10,11 @@ from hypothesis import strategies as st
 from depthcut.errors import PlanError, RecordError, SettingsError
 from depthcut.planning import (
     budget,
-    layer_set,
-    merged,
     paired_difference,
     plan_by_hand,
     plan_from_survey,
 )
-from depthcut.records import Scores, Survey, layers_in_words
+from depthcut.records import Scores, Survey, layer_set, layers_in_words, merged
 from depthcut.settings import PlanSettings
 from tests.records_for_tests import make_facts, make_scores, make_survey
 

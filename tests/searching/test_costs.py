@@ -24,9 +24,9 @@ def test_each_choice_says_what_the_search_had_taken_until_then(model: Path) -> N
     costs = [point.cost for point in found.frontier]
     assert all(costs)
     passes = [cost.layer_passes for cost in costs if cost]
-    # 128 sequences. The untouched model; its last layer again, whose state is not kept; and each
-    # of six candidates from where its layer is left out on.
-    assert passes[0] == 128 * (6 + 1 + sum(range(6)))
+    # 128 sequences: the untouched model, and each of six candidates from where its layer is left
+    # out on.
+    assert passes[0] == 128 * (6 + sum(range(6)))
     assert passes == sorted(set(passes))
     assert costs[-1] == found.cost
 

@@ -1,12 +1,13 @@
 """What a model loses without some of its layers, from states kept at the cut.
 
-What enters the first removed layer does not depend on what is removed: the states on the way of
-one stack (the base) are computed once and kept, and every other stack runs only from where it
-leaves the base.
+What enters the first removed layer does not depend on what is removed. Stacks that begin alike
+run their common beginning once: the states where they part are kept while they are measured, and
+those on the way of one stack (the base) for the stacks to come.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -68,11 +69,12 @@ class Skipper:
         self._run, self._device = run, loaded.device
         self._kept = KeptStates(memory_bytes)
         self._base = self.whole
-        self._known: set[tuple[Kept, int]] = set()
+        self._passing: set[Kept] = set()
+        """Beginnings whose states are kept for a while."""
 
     @property
     def base(self) -> Kept:
-        """The stack whose states are kept."""
+        """The stack on whose way states are kept for the stacks to come."""
         return self._base
 
     @base.setter
@@ -86,20 +88,38 @@ class Skipper:
         self._kept.discard(stale)
 
     def measure(self, stack: Kept, number: int) -> Losses:
-        """What a batch says of a stack; runs from where the stack leaves the base.
+        """What a batch says of a stack."""
+        ((_, found),) = self.measure_each([stack], number)
+        return found
 
-        The first time that a batch is asked for, the untouched model runs on it too, and the
-        first time after the base changed, the base.
+    def measure_each(
+        self, stacks: Iterable[Kept], number: int
+    ) -> Generator[tuple[Kept, Losses], None, None]:
+        """What a batch says of several stacks, each beginning that they share run once.
+
+        The first time that a batch is asked for, the untouched model runs on it too.
 
         Args:
-            stack: Its layers.
+            stacks: Their layers.
             number: Of the batch.
+
+        Yields:
+            Each stack once, as soon as it is measured, in the order of `in_order`.
         """
-        if ("reference", number) not in self._kept:
-            self._keep_reference(number)
-        if stack != self._base and not self._has_states(number):
-            self._forward(self._base, number, head=False)
-        return self._compare(self._forward(stack, number), number)
+        order = in_order(stacks)
+        shared = [_common(one, other) for one, other in pairwise(order)] + [0]
+        forks = {stack[:length] for stack, length in zip(order, shared, strict=True)}
+        fresh = None if ("reference", number) in self._kept else self._keep_reference(number)
+        try:
+            for stack, length in zip(order, shared, strict=True):
+                if stack != self.whole or fresh is None:
+                    wanted = {fork for fork in forks if _begins(stack[:length], fork)}
+                    fresh = self._forward(stack, number, wanted)
+                found, fresh = self._compare(fresh, number), None
+                yield stack, found
+                self._discard(number, but_of=stack[:length])
+        finally:
+            self._discard(number)
 
     def forget(self, number: int) -> None:
         """Give back what is kept of a batch that is not asked for again."""
@@ -107,31 +127,44 @@ class Skipper:
             [key for key in self._kept if isinstance(key, tuple) and key[1] == number]
         )
 
-    def _has_states(self, number: int) -> bool:
-        return len(self._base) < 2 or (self._base[:-1], number) in self._kept
+    def _discard(self, number: int, *, but_of: Kept = ()) -> None:
+        """Forget what was kept for a while, but the beginnings of a stack."""
+        gone = {each for each in self._passing if not _begins(but_of, each)}
+        self._kept.discard((each, number) for each in gone)
+        self._passing -= gone
 
-    def _keep_reference(self, number: int) -> None:
+    def _keep_reference(self, number: int) -> Tensor:
         logits = self._forward(self.whole, number)
         for name, part in reference_of(self._predicting(logits, number))._asdict().items():
             self._kept.put((name, number), part)
         self._kept.put(("reference", number), torch.zeros(0))
+        return logits
 
-    def _forward(self, stack: Kept, number: int, *, head: bool = True) -> Tensor:
-        """Run a stack from where it leaves the base, and keep what it meets on the base's way."""
+    def _forward(self, stack: Kept, number: int, wanted: Container[Kept] = ()) -> Tensor:
+        """Run a stack from the deepest state that is kept of it.
+
+        Args:
+            wanted: Beginnings of the stack whose states are kept for a while.
+        """
         ids = self.batches[number].ids
-        shared = _common(stack, self._base)
+        shared = len(stack)
         while shared and (stack[:shared], number) not in self._kept:
             shared -= 1
         entering = self._kept.get((stack[:shared], number), self._device) if shared else None
 
         def observe(layer: int, state: Tensor) -> None:
             before = stack[: stack.index(layer)]
-            if before and _begins(self._base, before) and (before, number) not in self._kept:
+            if not before or (before, number) in self._kept:
+                return
+            if _begins(self._base, before):
                 self._kept.put((before, number), state)
+            elif before in wanted:
+                self._kept.put((before, number), state)
+                self._passing.add(before)
 
         layers, heads = self.work
-        self.work = Work(layers + (len(stack) - shared) * len(ids), heads + head * len(ids))
-        return self._run(ids, stack[shared:], entering=entering, head=head, observe=observe)
+        self.work = Work(layers + (len(stack) - shared) * len(ids), heads + len(ids))
+        return self._run(ids, stack[shared:], entering=entering, observe=observe)
 
     def _predicting(self, logits: Tensor, number: int) -> Tensor:
         """Those that predict a token of the sequence, (tokens, vocabulary)."""
@@ -185,6 +218,15 @@ def _batch_size(loaded: LoadedModel, sequences: Sequences) -> int:
         bytes_per_token=head,
         most=max(1, _CPU_BATCH_TOKENS // longest) if on_cpu else 32,
     )
+
+
+def in_order(stacks: Iterable[Kept]) -> list[Kept]:
+    """Each stack once, those that begin alike next to each other, the longer before its beginning.
+
+    So each shared beginning has its states kept by the first that passes it.
+    """
+    end = 1 << 30
+    return sorted(set(stacks), key=lambda stack: (*stack, end))
 
 
 def _common(first: Kept, second: Kept) -> int:

@@ -117,7 +117,7 @@ def resolve(settings: SearchSettings, layers: int) -> Asked:
             f"{', '.join(METHODS)}"
         )
     if not 0 <= settings.error_rate < 0.5:
-        raise SettingsError(f"error rate {settings.error_rate}: at least 0, below 0.5, such as 0.05")
+        raise SettingsError(f"error rate {settings.error_rate}: from 0 to below 0.5, such as 0.05")
     counts = layer_counts(str(settings.drop), layers)
     protected = layer_set(settings.protect or "", layers)
     free = tuple(layer for layer in range(layers) if layer not in protected)

@@ -1,6 +1,8 @@
 """Candidates tried on the text: what each costs, and which is best."""
 
+import contextlib
 import math
+import random
 import time
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 
 from depthcut.confidence import LEAST_OBSERVATIONS, worse
-from depthcut.model.skipping import Losses, Skipper, Work
+from depthcut.model.skipping import Losses, Skipper, Work, in_order
 from depthcut.progress import Advance
 from depthcut.searching.journal import Entry, Journal
 from depthcut.settings import Objective
@@ -57,6 +59,7 @@ class Trials:
         self._error_rate = error_rate
         self._minutes, self._evaluations = minutes, evaluations
         self._sizes = [len(batch.ids) for batch in skipper.batches]
+        self._tokens = [int(batch.mask.sum()) for batch in skipper.batches]
         self._written = {(entry.removed, entry.batch): entry for entry in journal.entries}
         self._known: dict[Removed, dict[int, Losses]] = {}
         last = journal.entries[-1] if journal.entries else None
@@ -111,27 +114,55 @@ class Trials:
         return self.losses(removed, batches)[self._column]
 
     def mean(self, removed: Removed, batches: Iterable[int] | None = None) -> float:
-        """What is to be least, over some batches (default: the whole text)."""
-        return self.scores(removed, batches).mean().item()
-
-    def best(self, candidates: Sequence[Removed]) -> Removed:
-        """The best candidate on the text; the others are read as far as it takes to tell.
-
-        After some batches, and again each time half as many more are read, a candidate is given
-        up if the confidence bound of its paired difference to the best so far lies above 0: a
-        sequential test, valid at all looks together, at the error rate over all candidates.
+        """What is to be least, over some batches (default: the whole text).
 
         Returns:
-            The best of those that are left at the end, the first of equals.
+            inf where it is no number.
         """
-        alive, read = list(candidates), 0
+        found = self.scores(removed, batches).mean().item()
+        return math.inf if math.isnan(found) else found
+
+    def best(self, candidates: Iterable[Removed]) -> Removed:
+        """The best candidate on the text; the others are read as far as it takes to tell.
+
+        Returns:
+            See `best_few`.
+        """
+        return self.best_few(candidates, 1)[0]
+
+    def best_few(self, candidates: Iterable[Removed], count: int) -> list[Removed]:
+        """The best candidates on the text; the others are read as far as it takes to tell.
+
+        After some batches, and again each time half as many more are read, a candidate is given
+        up if the confidence bound of its paired difference to the last of the best so far lies
+        above 0: a sequential test, valid at all looks together, at the error rate over all
+        candidates.
+
+        Returns:
+            At most so many of those that are left at the end, best first, of equals the first.
+        """
+        alive, read = list(dict.fromkeys(candidates)), 0
+        others = len(alive) - count
         for look in self._looks():
-            if len(alive) == 1:
+            if len(alive) <= count:
                 break
             self.measure(alive, range(read, look))
             read = look
-            alive = self._not_worse(alive, range(read), len(candidates) - 1)
-        return min(alive, key=lambda each: self.mean(each, range(read)))
+            alive = self._not_worse(alive, range(read), count, others)
+        if not read:
+            return alive
+        return sorted(alive, key=lambda each: self.mean(each, range(read)))[:count]
+
+    def sample(self, tokens: int, generator: random.Random) -> list[int]:
+        """Batches drawn without putting back, until they have so many tokens, or all."""
+        drawn = generator.sample(self.batches, len(self.batches))
+        found, total = [], 0
+        for number in drawn:
+            if total >= tokens:
+                break
+            found.append(number)
+            total += self._tokens[number]
+        return sorted(found)
 
     def ranked(self, candidates: Sequence[Removed], batches: Iterable[int]) -> list[Removed]:
         """Candidates by their mean over some batches, best first."""
@@ -154,29 +185,30 @@ class Trials:
         Raises:
             BudgetSpentError: Before the reading that would go beyond it.
         """
+        # In one order, whether found in the journal or not: a budget ends at the same reading.
+        stacks = {self.without(removed): removed for removed in candidates}
+        ordered = [stacks[stack] for stack in in_order(stacks)]
         for number in batches:
-            for removed in candidates:
-                known = self._known.setdefault(removed, {})
-                if number not in known:
-                    known[number] = self._measured(removed, number)
+            unread = [each for each in ordered if number not in self._known.get(each, ())]
+            missing = [each for each in unread if (each, number) not in self._written]
+            running = self._skipper.measure_each(map(self.without, missing), number)
+            with contextlib.closing(running):
+                for removed in unread:
+                    self._refuse_beyond_budget()
+                    self._read += self._sizes[number]
+                    entry = self._written.get((removed, number))
+                    if entry is None:
+                        _, found = next(running)
+                        entry = self._new_entry(removed, number, found)
+                    self._last = entry
+                    self._known.setdefault(removed, {})[number] = _losses(entry)
+                    self._advance(self._sizes[number])
 
-    def _measured(self, removed: Removed, number: int) -> Losses:
-        self._refuse_beyond_budget()
-        self._read += self._sizes[number]
-        entry = self._written.get((removed, number))
-        if entry is None:
-            found = self._skipper.measure(self.without(removed), number)
-            loss, divergence, last = (tuple(column.tolist()) for column in found)
-            entry = Entry(removed, number, loss, divergence, last, *self.work, self.seconds)
-            self._journal.add(entry)
-        self._last = entry
-        self._advance(self._sizes[number])
-        return Losses(
-            *(
-                torch.tensor(column, dtype=torch.float64)
-                for column in (entry.loss, entry.divergence, entry.last_divergence)
-            )
-        )
+    def _new_entry(self, removed: Removed, number: int, found: Losses) -> Entry:
+        loss, divergence, last = (tuple(column.tolist()) for column in found)
+        entry = Entry(removed, number, loss, divergence, last, *self.work, self.seconds)
+        self._journal.add(entry)
+        return entry
 
     def _refuse_beyond_budget(self) -> None:
         if self._evaluations is not None and self.evaluations >= self._evaluations:
@@ -185,17 +217,21 @@ class Trials:
             raise BudgetSpentError
 
     def _not_worse(
-        self, alive: Sequence[Removed], batches: Iterable[int], others: int
+        self, alive: Sequence[Removed], batches: Iterable[int], count: int, others: int
     ) -> list[Removed]:
-        scores = {removed: self.scores(removed, batches) for removed in alive}
-        best = min(alive, key=lambda removed: scores[removed].mean().item())
-        return [
-            removed
-            for removed in alive
-            if removed == best
-            or not self._error_rate
-            or not worse(scores[removed] - scores[best], self._error_rate / others)
-        ]
+        """Those that may yet be among the `count` best."""
+        numbers = list(batches)
+        means = {removed: self.mean(removed, numbers) for removed in alive}
+        ranked = sorted(alive, key=means.__getitem__)
+        last = self.scores(ranked[count - 1], numbers)
+        left = set(ranked[:count])
+        for removed in ranked[count:]:
+            differences = self.scores(removed, numbers) - last
+            if not self._error_rate or (
+                math.isfinite(means[removed]) and not worse(differences, self._error_rate / others)
+            ):
+                left.add(removed)
+        return [removed for removed in alive if removed in left]
 
     def _looks(self) -> list[int]:
         """Numbers of batches after which candidates may be given up."""
@@ -206,3 +242,8 @@ class Trials:
                 looks.append(number)
                 wanted = math.ceil(sequences * _LOOKS_GROW)
         return [*(look for look in looks if look < len(self._sizes)), len(self._sizes)]
+
+
+def _losses(entry: Entry) -> Losses:
+    columns = (entry.loss, entry.divergence, entry.last_divergence)
+    return Losses(*(torch.tensor(column, dtype=torch.float64) for column in columns))

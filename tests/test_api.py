@@ -11,10 +11,16 @@ from peft import LoraConfig
 from transformers import AutoTokenizer
 
 from depthcut import api, cli, slicing
-from depthcut.errors import PlanError, RecordError, SettingsError
+from depthcut.errors import PlanError, RecordError, SettingsError, SourceError
 from depthcut.gguf.file import read_gguf
 from depthcut.records import Plan, read_record
-from depthcut.settings import PlanSettings
+from depthcut.settings import (
+    EvaluateSettings,
+    HealSettings,
+    OwnTextSettings,
+    PlanSettings,
+    SurveySettings,
+)
 from depthcut.slicing.gguf import gguf_facts
 from depthcut.version import __version__
 from tests.model.tiny_gguf import write_gguf
@@ -168,3 +174,21 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="write a size such as 5GB"):
         cli._size_bytes(text)
+
+
+def test_a_misspelt_text_is_told_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(api, "_loaded", load)
+    wrong = str(tmp_path / "none.txt")
+    for stage in (
+        lambda: api.survey("m", SurveySettings(text=wrong)),
+        lambda: api.heal("m", tmp_path / "out", HealSettings(text=(wrong, "builtin"))),
+        lambda: api.evaluate(["m"], EvaluateSettings(text=wrong)),
+        lambda: api.generate_text("m", tmp_path / "a.jsonl", OwnTextSettings(prompts=wrong)),
+    ):
+        with pytest.raises(SourceError, match=r"no text .*none\.txt"):
+            stage()

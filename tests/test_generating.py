@@ -105,12 +105,12 @@ def first_bytes(loaded: LoadedModel, out: Path, **settings: object) -> dict[str,
 
 
 def chances(loaded: LoadedModel, temperature: float) -> dict[str, float]:
-    """The model's own distribution over characters, behind its first token."""
+    """The model's own distribution over characters and special tokens, behind its first token."""
     assert loaded.tokenizer is not None
     with torch.no_grad():
         logits = loaded.model(input_ids=torch.tensor([[256]])).logits[0, -1].double()
     found = (logits / temperature).softmax(-1).tolist()
-    return {loaded.tokenizer.decode([token]): found[token] for token in range(256)}
+    return {loaded.tokenizer.decode([token]): found[token] for token in range(260) if token != 256}
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,7 @@ def test_tokens_are_drawn_from_the_model_s_own_distribution(
     own.do_sample, own.temperature, own.top_k, own.top_p = True, 0.1, 3, 0.3
     own.min_p, own.repetition_penalty, own.typical_p = 0.4, 5.0, 0.2
     found = first_bytes(loaded, tmp_path / "own.jsonl", **settings)
+    assert "<|im_start|>" in found
     for text, chance in chances(loaded, temperature).items():
         if text.isascii() and text.strip():
             error = math.sqrt(chance * (1 - chance) / 4000)

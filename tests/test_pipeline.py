@@ -16,7 +16,7 @@ import depthcut
 from depthcut.checkpoint.folder import open_checkpoint
 from depthcut.errors import OutputError, PlanError, SettingsError
 from depthcut.pipeline import run
-from depthcut.recipes import write_recipe
+from depthcut.recipes import read_recipe, write_recipe
 from depthcut.records import Evaluation, Plan, Survey, read_record
 from depthcut.settings import (
     EvaluateSettings,
@@ -134,6 +134,36 @@ def test_standard_input_is_refused_because_it_is_read_twice(recipe: Recipe, tmp_
     piped = msgspec.structs.replace(recipe, survey=SurveySettings(text="-"))
     with pytest.raises(SettingsError, match="save standard input"):
         run(piped, tmp_path / "run")
+
+
+def test_standard_input_among_others_is_refused_too(recipe: Recipe, tmp_path: Path) -> None:
+    survey = msgspec.structs.replace(recipe.survey, text=("builtin", "-:2"))
+    with pytest.raises(SettingsError, match="save standard input to a file"):
+        run(msgspec.structs.replace(recipe, survey=survey), tmp_path / "run")
+
+
+def test_a_run_on_several_texts_says_so_everywhere(recipe: Recipe, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT.upper())
+    texts = (f"{recipe.survey.text}:3", str(other))
+    recipe = msgspec.structs.replace(
+        recipe,
+        survey=msgspec.structs.replace(recipe.survey, text=texts),
+        heal=None,
+        evaluate=msgspec.structs.replace(recipe.evaluate, text=texts),
+    )
+    lines: list[str] = []
+    done = run(recipe, tmp_path / "run", announce=lines.append)
+    assert f"survey: {recipe.model} on {' + '.join(texts)}" in lines
+    survey = read_record(done.folder / "survey.json", Survey)
+    assert [part.tokens for part in survey.text.parts] == [1536, 512]
+    assert survey.text.source == f"{texts[0].removesuffix(':3')} (75%) and {other} (25%)"
+    assert read_recipe(done.folder / "recipe.yaml") == recipe
+    page = done.report.read_text()
+    assert f"{other} (25%)" in page
+    lines.clear()
+    run(recipe, tmp_path / "run", announce=lines.append)
+    assert "survey.json is there already" in lines
 
 
 def test_more_layers_than_there_are_leave_no_checkpoint(recipe: Recipe, tmp_path: Path) -> None:

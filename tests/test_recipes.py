@@ -92,6 +92,29 @@ def test_one_text_serves_both_sides_without_overlap() -> None:
     assert (two.survey.part, two.evaluate.part, two.evaluate.text) == ("all", "all", "v.txt")
 
 
+def test_texts_are_one_or_a_list_with_weights(tmp_path: Path) -> None:
+    found = read_recipe(
+        saved(
+            tmp_path,
+            "survey: {text: [wiki.txt:2, chat.jsonl:1]}\n"
+            "heal: {text: wiki.txt}\n"
+            "evaluate: {text: [wiki.txt:2]}\n",
+        )
+    )
+    assert found.heal is not None
+    assert found.survey.text == ("wiki.txt:2", "chat.jsonl:1")
+    assert (found.heal.text, found.evaluate.text) == ("wiki.txt", "wiki.txt:2")
+    assert msgspec.yaml.decode(write_recipe(found), type=Recipe) == found
+    several = common_recipe("m", text=("a:2", "b"), eval_text=("c", "d"))
+    assert (several.survey.text, several.evaluate.text) == (("a:2", "b"), ("c", "d"))
+
+
+@pytest.mark.parametrize("text", ["[a, 3]", "{a: 2}", "3"])
+def test_what_is_no_name_of_a_text_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(RecordError, match=r"Expected `str.* - at `\$\.survey\.text"):
+        read_recipe(saved(tmp_path, f"survey: {{text: {text}}}"))
+
+
 def test_the_quick_demo_reads_less() -> None:
     assert demo_recipe(quick=True).survey.tokens < demo_recipe().survey.tokens
 

@@ -51,14 +51,14 @@ class TextSettings(Settings, frozen=True, kw_only=True):
     text: Texts = "builtin"
     """A .txt, .md, .jsonl, .csv or .parquet file (also .gz, .zst), a folder of them, a hub data
     set, - for standard input, or builtin (English prose that Python carries). Or several, each
-    with its share of the tokens: wiki.txt:2 chat.jsonl:1."""
+    with its share of the tokens: wiki.txt:2 chat.jsonl:1 (a list in a recipe)."""
     text_config: str | None = None
     """Configuration name of a hub data set (of every one, where there are several)."""
     split: str = "train"
     """Split of a hub data set (of every one)."""
     columns: tuple[str, ...] = ()
-    """Columns that hold the text, joined by a blank line; default: text, content or messages.
-    The same for all texts."""
+    """Columns that hold the text, joined by a blank line; default: text, content or messages. For
+    all texts that do not name their own: chat.jsonl[question,answer]."""
     packing: Literal["pack", "pad"] = "pack"
     """pack: documents joined and cut into full contexts; pad: one document a sequence."""
     part: Part = "all"
@@ -85,10 +85,10 @@ class OwnTextSettings(Settings, frozen=True, kw_only=True):
     temperature: float = 1.0
     """1: the model's own distribution; less: the likelier tokens more often."""
     first_temperature: float | None = None
-    """Temperature of the first token, from where it goes in a line to temperature; default: none
-    of its own. The first tokens decide what a text is about (arXiv:2410.17170, section 3.2)."""
+    """Temperature of the first token, from where it goes to temperature in a line: the first
+    tokens decide what a text is about (arXiv:2410.17170, section 3.2). Default: the same."""
     first_tokens: int = 10
-    """Over so many tokens."""
+    """Tokens until --first-temperature has become temperature."""
     top_p: float = 1.0
     """Only the likeliest tokens that together have this probability; 1: all."""
     seed: int = 0

@@ -274,6 +274,24 @@ def test_several_texts_have_shares_and_a_digest_of_what_they_are(tmp_path: Path)
     assert len({*digests, source(a).digest, source(b).digest}) == 6
 
 
+def test_a_text_reads_its_own_columns_and_the_others_those_of_the_settings(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"q": "Why?", "a": "So.", "text": "prose"}]
+    for name in ("a.jsonl", "b.jsonl"):
+        write_jsonl(tmp_path / name, [*rows, {"q": name, "a": name, "text": name}])
+    (tmp_path / "c.txt").write_text("plain")
+    a, b, c = (str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "c.txt"))
+
+    def first(**settings: object) -> list[object]:
+        return [next(source.documents()) for source in opened(**settings).sources]
+
+    assert first(text=(f"{a}[q,a]:2", b, c)) == ["Why?\n\nSo.", "prose", "plain"]
+    assert first(text=(f"{a}[q]", b), columns=("a",)) == ["Why?", "So."]
+    assert first(text=(f"{a}[q]", f"{a}[a]")) == ["Why?", "So."]
+    assert [each.name for each in opened(text=f"{a}[q,a]:2").sources] == [f"{a}[q,a]"]
+    with pytest.raises(TextError, match=r"plain text and has no columns: .*chat\.jsonl\[question"):
+        first(text=(a, c), columns=("a",))
+
+
 def test_the_same_text_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("same")
     (tmp_path / "b.txt").write_text("same")
@@ -290,6 +308,14 @@ def test_a_weight_that_is_no_number_is_told_from_a_missing_file(
         source(tmp_path / f"wiki.txt:{weight}")
     with pytest.raises(SourceError, match=r"did you mean wiki\.txt\?"):
         source(tmp_path / "wkii.txt:2")
+
+
+@pytest.mark.parametrize("between", [" ", ", ", ","])
+def test_several_names_in_one_are_told_apart(tmp_path: Path, between: str) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(SourceError, match="given one by one, in a recipe as a list"):
+        source(f"{tmp_path / 'a.txt'}:2{between}{tmp_path / 'b.txt'}:1")
 
 
 def test_a_text_in_place_of_its_name_is_one_short_line_of_advice() -> None:

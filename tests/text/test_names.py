@@ -28,7 +28,25 @@ from depthcut.text.names import in_words, named_texts
     ],
 )
 def test_a_number_behind_the_last_colon_is_a_weight(text: str, name: str, weight: float) -> None:
-    assert named_texts(text) == ((name, weight),)
+    assert named_texts(text) == ((name, (), weight),)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "columns", "weight"),
+    [
+        ("chat.jsonl[answer]", "chat.jsonl", ("answer",), 1),
+        ("chat.jsonl[question,answer]:2", "chat.jsonl", ("question", "answer"), 2),
+        ("owner/data[ question, answer ]", "owner/data", ("question", "answer"), 1),
+        ("a[0].jsonl", "a[0].jsonl", (), 1),
+        ("a.jsonl[]", "a.jsonl[]", (), 1),
+    ],
+)
+def test_names_in_brackets_are_columns(
+    text: str, name: str, columns: tuple[str, ...], weight: float
+) -> None:
+    (found,) = named_texts(text)
+    assert found == (name, columns, weight)
+    assert named_texts(found.without_weight) == ((name, columns, 1),)
 
 
 def test_what_is_there_under_the_whole_name_is_meant_by_it(
@@ -37,7 +55,9 @@ def test_what_is_there_under_the_whole_name_is_meant_by_it(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a:2").mkdir()
     (tmp_path / "b.txt").write_text("x")
-    assert named_texts(("a:2", "a:2:3", "b.txt:2")) == (("a:2", 1), ("a:2", 3), ("b.txt", 2))
+    (tmp_path / "c[d]").mkdir()
+    found = [(each.name, each.weight) for each in named_texts(("a:2", "a:2:3", "b.txt:2", "c[d]"))]
+    assert found == [("a:2", 1), ("a:2", 3), ("b.txt", 2), ("c[d]", 1)]
 
 
 @pytest.mark.parametrize("text", ["a.txt:0", "a.txt:-1", "a.txt:1e999", "a.txt:-0.0"])

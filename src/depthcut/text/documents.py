@@ -1,11 +1,14 @@
 """Where a text comes from: each kind of source as documents, with a digest of its bytes."""
 
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from depthcut.errors import SettingsError, SourceError, TextError, nearest, short
 from depthcut.settings import TextSettings
@@ -13,6 +16,7 @@ from depthcut.text.formats import FORMATS, Document, format_of, read_file, read_
 from depthcut.text.names import STANDARD_INPUT, exists, named_texts
 
 _BLOCK_BYTES = 1 << 20
+_WEIGHT = re.compile(r":[\d.]+$")
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,12 @@ def open_text(settings: TextSettings, documents: Sequence[str] | None = None) ->
     if documents is not None:
         return Text((_in_memory(tuple(documents)),), (1.0,))
     named = named_texts(settings.text)
-    sources: dict[str, TextSource] = {}
+    sources: dict[tuple[str, tuple[str, ...]], TextSource] = {}
     for each in named:
-        source = _source(each.name, settings)
-        if (other := sources.setdefault(source.digest, source)) is not source:
+        columns = each.columns or settings.columns
+        source = _source(each.name, msgspec.structs.replace(settings, columns=columns))
+        source = replace(source, name=each.without_weight)
+        if (other := sources.setdefault((source.digest, columns), source)) is not source:
             raise SettingsError(
                 f"the texts {other.name} and {source.name} are the same: name it once, and give "
                 "it the weight of both"
@@ -202,6 +208,9 @@ def _not_found(text: str, path: Path) -> str:
     if "/" not in text:
         known.append("builtin")
     advice = nearest(path.name, known)
+    names = [_WEIGHT.sub("", each) for each in re.split(r"[,\s]+", text) if each]
+    if len(names) > 1 and all(exists(Path(each)) for each in names):
+        advice = "; several texts are given one by one, in a recipe as a list"
     if (head := path.name.rpartition(":")[0]) in known:
         advice = f"; there is {head}: behind its colon goes a weight, a number such as 2"
     return (

@@ -33,7 +33,10 @@ _DEFAULT_COLUMNS = ("text", "content", "messages")
 def read_plain(stream: BinaryIO, name: str, columns: Sequence[str]) -> Iterator[Document]:
     """One document for the whole file, in pieces that end at a line where there is one."""
     if columns:
-        raise TextError(f"{name} is plain text and has no columns: leave out --columns")
+        raise TextError(
+            f"{name} is plain text and has no columns: leave out --columns, or name those of "
+            "another text behind it: chat.jsonl[question,answer]"
+        )
     kind: Callable[[str], str] = str
     rest = ""
     for text in _decoded(stream, name):

@@ -1,4 +1,4 @@
-"""What a setting of texts says: names, each with the weight behind its colon."""
+"""What a setting of texts says: names, each with its columns and the weight behind its colon."""
 
 import math
 import re
@@ -10,6 +10,7 @@ from depthcut.settings import Texts
 
 STANDARD_INPUT = "-"
 
+_WITH_COLUMNS = re.compile(r"(.+)\[([^\[\]]+)\]", re.DOTALL)
 _WEIGHTED = re.compile(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", re.DOTALL)
 
 
@@ -17,12 +18,19 @@ class NamedText(NamedTuple):
     """One text that is asked for."""
 
     name: str
+    columns: tuple[str, ...]
+    """Its own; none: those that the settings name for all."""
     weight: float
     """Its share of the tokens is this over the sum of all weights."""
 
+    @property
+    def without_weight(self) -> str:
+        """As it was named, but for the weight."""
+        return f"{self.name}[{','.join(self.columns)}]" if self.columns else self.name
+
 
 def named_texts(texts: Texts) -> tuple[NamedText, ...]:
-    """Names and weights: wiki.txt:2 is the text wiki.txt with weight 2; without a colon, 1.
+    """The texts: chat.jsonl[question,answer]:2 has two columns and the weight 2; left out, it is 1.
 
     What is there under the whole name is meant by it, colon and all: a file "a:2" is given the
     weight 3 by "a:2:3".
@@ -54,12 +62,20 @@ def exists(path: Path) -> bool:
 def _named(text: str) -> NamedText:
     if not text.strip():
         raise SettingsError("--text '' names no text: leave it out for builtin")
-    match = _WEIGHTED.fullmatch(text)
-    if match is None or exists(Path(text).expanduser()):
-        return NamedText(text, 1.0)
-    name, weight = match[1], float(match[2])
-    if not (weight > 0 and math.isfinite(weight)):
-        raise SettingsError(
-            f"--text {text}: the weight behind the colon is a share, a number above 0 such as 2"
-        )
-    return NamedText(name, weight)
+    name, weight = text, 1.0
+    match = None if _is_there(text) else _WEIGHTED.fullmatch(text)
+    if match is not None:
+        name, weight = match[1], float(match[2])
+        if not (weight > 0 and math.isfinite(weight)):
+            raise SettingsError(
+                f"--text {text}: the weight behind the colon is a share, a number above 0 such as 2"
+            )
+    match = None if _is_there(name) else _WITH_COLUMNS.fullmatch(name)
+    if match is None:
+        return NamedText(name, (), weight)
+    columns = tuple(re.split(r"[,\s]+", match[2].strip(", ")))
+    return NamedText(match[1], columns, weight)
+
+
+def _is_there(name: str) -> bool:
+    return exists(Path(name).expanduser())

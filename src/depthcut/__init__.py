@@ -33,6 +33,7 @@ from depthcut.records import (
     Search,
     SliceRecord,
     Survey,
+    Sweep,
     Verification,
     read_record,
     write_record,
@@ -46,7 +47,9 @@ from depthcut.settings import (
     Recipe,
     SearchSettings,
     SurveySettings,
+    SweepSettings,
 )
+from depthcut.sweeping import sweep
 from depthcut.version import __version__
 
 __all__ = [
@@ -67,6 +70,8 @@ __all__ = [
     "SliceRecord",
     "Survey",
     "SurveySettings",
+    "Sweep",
+    "SweepSettings",
     "Verification",
     "__version__",
     "errors",
@@ -82,6 +87,7 @@ __all__ = [
     "search",
     "slice",
     "survey",
+    "sweep",
     "verify",
     "write_record",
 ]

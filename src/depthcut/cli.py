@@ -24,6 +24,7 @@ from depthcut.settings import (
     Recipe,
     SearchSettings,
     SurveySettings,
+    SweepSettings,
     Texts,
 )
 
@@ -110,6 +111,35 @@ def search(
 
         show(search_table(record))
         show(f"next: depthcut plan {out} --drop {settings.drop} --out plan.json")
+
+
+def sweep(
+    model: Model,
+    *,
+    out: Annotated[Path, arg(help="The folder; the same command goes on where it stopped.")],
+    settings: SweepSettings = SweepSettings(),
+    overwrite: bool = False,
+    load: LoadSettings = LoadSettings(),
+    common: Common = COMMON,
+) -> None:
+    """Compare ways of choosing layers: every way at every depth, judged on other texts.
+
+    Args:
+        model: smollm2 (embedded), a local folder, a hub id, or a .gguf file.
+        overwrite: Replace results in the folder that were made from other inputs.
+    """
+    from depthcut.sweeping import sweep as compare
+
+    _use_token(common.token)
+    record = compare(
+        model, settings, load=load, out=out, overwrite=overwrite,
+        announce=lambda line: sys.stderr.write(f"{line}\n"),
+    )  # fmt: skip
+    if not _print_json(record, common):
+        from depthcut.reporting.terminal import show, sweep_tables
+
+        show(sweep_tables(record))
+        show(f"next: depthcut report {out}")
 
 
 def plan(
@@ -449,6 +479,7 @@ def recipe() -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     "survey": survey,
     "search": search,
+    "sweep": sweep,
     "inspect": inspect,
     "plan": plan,
     "slice": slice_,

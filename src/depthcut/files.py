@@ -91,6 +91,29 @@ def _working_folder(path: Path, needed_bytes: int) -> Iterator[Path]:
             os.close(lock)
 
 
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """A context in which no other process has this context of the same folder, which is made.
+
+    Raises:
+        OutputError: Another has it, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror}; choose another --out"
+        ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise OutputError(f"another depthcut run is writing to {folder}: wait for it") from error
+    finally:
+        os.close(handle)
+
+
 def write_file(path: Path, content: bytes, *, overwrite: bool = False) -> None:
     """Write a file whole or not at all.
 

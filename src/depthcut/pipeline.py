@@ -6,16 +6,13 @@ A stage whose record is there and was made from the same inputs (digests and set
 skipped, so the same command goes on where a killed one stopped.
 """
 
-import contextlib
-import fcntl
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from depthcut import api
 from depthcut.errors import OutputError, SettingsError
-from depthcut.files import discard, write_file
+from depthcut.files import discard, sole_writer, write_file
 from depthcut.recipes import write_recipe
 from depthcut.records import (
     Evaluation,
@@ -69,7 +66,7 @@ def run(
         DepthcutError: What a stage raises.
     """
     folder = Path(out)
-    with _sole_writer(folder):
+    with sole_writer(folder):
         _claim(folder, recipe)
         stages = _Stages(recipe, folder, overwrite=overwrite, announce=announce)
         plan = stages.plan()
@@ -187,24 +184,6 @@ class _Stages:
     def _made(self, title: str, make: Callable[[], R]) -> R:
         self.announce(title)
         return make()
-
-
-@contextlib.contextmanager
-def _sole_writer(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to {folder}: {error.strerror}; choose another --out"
-        ) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise OutputError(f"another depthcut run is writing to {folder}: wait for it") from error
-    finally:
-        os.close(handle)
 
 
 def _claim(folder: Path, recipe: Recipe) -> None:

@@ -169,6 +169,78 @@ class SearchSettings(TextSettings, frozen=True, kw_only=True):
     """Stop after candidates have read the text so many times."""
     seed: int = 0
     """Seed of methods that draw."""
+    largest_block: int | None = None
+    """Layers in the largest block that greedy-block takes at once and exact scores; default: a
+    quarter of the model's."""
+    beam_width: int = 4
+    """Choices of each number of layers that beam goes on from."""
+    shortlist: int = 16
+    """Choices of each number of layers, those with the least sums, that exact, ising and evolve
+    measure."""
+    gradients: int = 4
+    """Random directions in which ising takes gradients, for each sequence."""
+    first_generation: Literal["greedy", "random"] = "greedy"
+    """Where evolve begins: greedy, from the best of fewer layers and one more; random, as
+    published."""
+    initially_generated: int = 64
+    """Random choices among which evolve finds its first parent, if it begins from random ones."""
+    initial_tokens: int = 2048
+    """Tokens on which it finds it."""
+    generations: int | None = None
+    """Generations of evolve for each number of layers."""
+    offspring: int = 16
+    """Mutants in each generation."""
+    max_mutations: int = 3
+    """Layers that change places in a mutant, at most."""
+    survivors_per_selection: tuple[int, ...] = (2, 1)
+    """How many are left after each step of selection; 1 after the last."""
+    tokens_per_selection: tuple[int, ...] = (2048, 32768)
+    """Tokens on which each step selects."""
+
+
+class SweepSettings(TextSettings, frozen=True, kw_only=True):
+    """Which ways of choosing layers are compared, and on what."""
+
+    criteria: tuple[str, ...] = ("angular", "block-influence", "greedy", "last", "random:0")
+    """Ways of choosing, between commas or spaces. A criterion of a survey: angular; angular/last
+    takes it at the last token of each sequence, angular:2 allows two separate blocks. A search:
+    greedy; greedy/loss makes least the loss, random:3 draws with seed 3. all: every criterion that
+    needs no more than the states."""
+    drop: int | str = "1:25%"
+    """Numbers of layers to remove: a range such as 1:12, a list such as 2,4,8, a share."""
+    protect: str | None = None
+    """Layers that must stay: 0,28-29."""
+    judge: Texts = ()
+    """Texts that judge the choices, each by itself. Default: every eighth sequence of the text,
+    which the ways then do not see."""
+    judge_split: str = "test"
+    """Split of a hub data set that judges."""
+    judge_context: int = 512
+    """Tokens per sequence of a text that judges, at most."""
+    judge_tokens: int = 32768
+    """Tokens of each text that judges, at most."""
+    search_context: int = 256
+    """Tokens per sequence for searches, at most; for surveys it is context."""
+    search_tokens: int = 16384
+    """Tokens for searches, at most; for surveys it is tokens."""
+    objective: Objective = "kl"
+    """What searches make least that are not told: kl or loss."""
+    error_rate: float = 0.05
+    """Of searches: probability, in each choice, that the best candidate is given up early."""
+    minutes: float | None = None
+    """Stop each search after so many minutes with what it found."""
+    evaluations: float | None = None
+    """Stop each search after candidates have read the text so many times."""
+    time_each: bool = False
+    """Survey by each criterion alone, so that each has a time of its own; else those that need the
+    same share a survey, and its time."""
+    batch_size: int | None = None
+    """Sequences per forward pass; default: chosen from the memory at hand."""
+
+    def __post_init__(self) -> None:
+        """What means the same is the same."""
+        for name in ("text", "judge"):
+            msgspec.structs.force_setattr(self, name, _in_one_form(getattr(self, name)))
 
 
 class HealSettings(TextSettings, frozen=True, kw_only=True):

@@ -24,6 +24,8 @@ class Method:
     """In this folder, with a function of the method's name, dashes as underscores."""
     paper: str
     meaning: str
+    looks: bool = True
+    """Off: it takes the same layers whatever the model and the text, and so costs nothing."""
 
     def function(self, name: str) -> "Callable[[Trials, Asked], Iterator[Removed]]":
         module = import_module(f"depthcut.searching.{self.module}")
@@ -43,11 +45,13 @@ METHODS: Mapping[str, Method] = {
         "baselines",
         "Gromov et al. 2024, arXiv:2403.17887; Lu et al. 2024, arXiv:2411.15558",
         "the deepest layers, but for the last one",
+        looks=False,
     ),
     "random": Method(
         "baselines",
         "",
         "layers drawn by the seed",
+        looks=False,
     ),
 }
 """By name, as searches ask for them."""

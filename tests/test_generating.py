@@ -262,7 +262,7 @@ def test_a_model_with_neither_beginning_nor_end_needs_prompts(
     with pytest.raises(SettingsError, match="neither a beginning nor an end token"):
         write(loaded, tmp_path / "own.jsonl")
     record = write(loaded, tmp_path / "own.jsonl", prompts=["a", "b"], tokens=24)
-    assert (record.tokens, record.ended) == (24, 0)
+    assert (record.tokens, record.cut) == (24, 2)
 
 
 def with_tokens(loaded: LoadedModel, own: int | None, config: int | None, end: int | None) -> None:
@@ -281,7 +281,7 @@ def test_ends_are_counted_and_not_written(loaded: LoadedModel, tmp_path: Path) -
     generation.eos_token_id = letters
     out = tmp_path / "own.jsonl"
     record = write(loaded, out, tokens=400, new_tokens=3, batch_size=50)
-    assert record.ended > 0
+    assert 0 < record.cut < record.documents
     text = "".join(str(line["text"]) for line in lines(out))
     for token in (END, "<|im_start|>", "<|im_end|>", "<|pad|>"):
         text = text.replace(token, "")
@@ -430,7 +430,7 @@ def test_the_function_and_the_command_write_the_same(
         )  # fmt: skip
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    assert f"2 texts of {tiny_llama}, 16 tokens, 2 of them cut at 8 tokens" in out
+    assert f"2 texts of {tiny_llama}, 2 cut at 8 tokens; 16 tokens in" in out
     assert f"next: depthcut survey {tiny_llama} --text {tmp_path / 'c.jsonl'}" in out
     contents = [(tmp_path / f"{name}.jsonl").read_bytes() for name in "abc"]
     assert contents[0] == contents[1] == contents[2]

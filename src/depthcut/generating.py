@@ -61,7 +61,7 @@ class _Batch(msgspec.Struct, frozen=True):
 
     documents: list[_Document]
     tokens: int
-    ended: int
+    cut: int
 
 
 def write_own_text(
@@ -118,7 +118,7 @@ def write_own_text(
         digest=file_digest,
         documents=made.documents,
         tokens=made.tokens,
-        ended=made.ended,
+        cut=made.cut,
     )
 
 
@@ -240,13 +240,13 @@ class _Made:
     batches: int = 0
     documents: int = 0
     tokens: int = 0
-    ended: int = 0
+    cut: int = 0
 
     def add(self, batch: _Batch) -> None:
         self.batches += 1
         self.documents += len(batch.documents)
         self.tokens += batch.tokens
-        self.ended += batch.ended
+        self.cut += batch.cut
 
 
 def _fill(
@@ -294,15 +294,15 @@ def _written(
             logits_processor=[_Cooling(settings, start)],
             stopping_criteria=[_Counting(ends, advance)],
         )
-    documents, tokens, ended = [], 0, 0
+    documents, tokens, cut = [], 0, 0
     for text, row in zip(texts, output[:, start:].tolist(), strict=True):
         length = next((place for place, token in enumerate(row) if token in ends), None)
         new = row if length is None else row[:length]
         tokens += len(new) + (length is not None)
-        ended += length is not None
-        document = text.finish(new, length is not None)
-        documents += [document] if document else []
-    return _Batch(documents, tokens, ended)
+        if document := text.finish(new, length is not None):
+            documents.append(document)
+            cut += length is None
+    return _Batch(documents, tokens, cut)
 
 
 class _Cooling(LogitsProcessor):

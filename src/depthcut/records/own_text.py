@@ -22,5 +22,5 @@ class OwnText(Record, frozen=True, kw_only=True):
     documents: int
     tokens: int
     """Generated, end tokens among them."""
-    ended: int
-    """Generations that came to an end by themselves; the others were cut at `new_tokens`."""
+    cut: int
+    """Documents that were cut at `new_tokens`; the others came to an end by themselves."""

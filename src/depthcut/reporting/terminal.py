@@ -53,8 +53,9 @@ _COUNTS = 7
 
 
 def show(content: RenderableType) -> None:
-    """Print to stdout; a line of text is never broken, a table fits the terminal."""
-    Console(highlight=False).print(content, soft_wrap=isinstance(content, str))
+    """Print to stdout; a line of text is as it is and never broken, a table fits the terminal."""
+    line = isinstance(content, str)
+    Console(highlight=False).print(content, soft_wrap=line, markup=not line)
 
 
 def survey_table(survey: Survey) -> RenderableType:
@@ -74,14 +75,14 @@ def survey_table(survey: Survey) -> RenderableType:
             table.add_column(name)
         for row in found.rows:
             table.add_row(*row)
-        return Group(head, table)
+        return Group(escape(head), table)
     best = Table("removed", title="Most redundant block of each size", title_justify="left")
     for scores in blocks:
         best.add_column(_criterion(scores.criterion, scores.tokens))
     for count in range(1, max(2, model.layers // 2 + 1)):
         cells = [_best_block(scores, count) for scores in blocks]
         best.add_row(f"{count} layer{'s' * (count > 1)}", *cells)
-    return Group(head, best)
+    return Group(escape(head), best)
 
 
 def search_table(search: Search) -> RenderableType:
@@ -99,16 +100,15 @@ def search_table(search: Search) -> RenderableType:
             estimate(point.kl_divergence),
         )
     stopped = () if search.complete else ("[yellow]stopped at its budget[/yellow]",)
-    return Group(head, table, *stopped)
+    return Group(escape(head), table, *stopped)
 
 
 def own_text_line(record: OwnText) -> str:
     """What a model wrote, and how much of it was cut."""
-    cut, tokens = record.documents - record.ended, record.settings.new_tokens
-    cuts = f", {cut:,} of them cut at {tokens:,} tokens" if cut > 0 else ""
+    cuts = f", {record.cut:,} cut at {record.settings.new_tokens:,} tokens" if record.cut else ""
     return (
-        f"{record.source}: {record.documents:,} texts of {record.model.source}, "
-        f"{record.tokens:,} tokens{cuts}; {duration(record.origin.seconds)}"
+        f"{record.source}: {record.documents:,} texts of {record.model.source}{cuts}; "
+        f"{record.tokens:,} tokens in {duration(record.origin.seconds)}"
     )
 
 
@@ -162,7 +162,8 @@ def inspection_tables(record: Inspection) -> RenderableType:
         f"code of its own: {', '.join(record.code)}" if record.code else "",
     ]
     lines: list[RenderableType] = [
-        f"{model.source}: {model.model_type}, {model.layers} layers of width {model.hidden_size}, "
+        f"{escape(model.source)}: {model.model_type}, {model.layers} layers of width "
+        f"{model.hidden_size}, "
         f"{amount(model.parameters)} parameters, {size(model.weight_bytes)} ({kinds})",
         "; ".join(filter(None, facts)),
         *(f"[yellow]assumed:[/yellow] {escape(each)}" for each in record.assumed),
@@ -216,7 +217,7 @@ def plan_table(plan: Plan) -> RenderableType:
     model, kept = plan.model, len(plan.kept_layers)
     left = model.other_parameters + sum(model.layer_parameters[i] for i in plan.kept_layers)
     lines: list[RenderableType] = [
-        f"{model.source} {plan.change}: {model.layers} layers become {kept}, "
+        f"{escape(model.source)} {plan.change}: {model.layers} layers become {kept}, "
         f"{amount(model.parameters)} parameters become {amount(left)}"
     ]
     if plan.score is not None:
@@ -298,7 +299,7 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
     for each in evaluation.models:
         other = compared.get(each.name)
         quality.add_row(
-            each.name,
+            escape(each.name),
             str(each.model.layers),
             estimate(each.perplexity),
             estimate(each.bits_per_byte),
@@ -308,7 +309,7 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
         )
         memory = each.peak_memory_bytes
         cost.add_row(
-            each.name,
+            escape(each.name),
             amount(each.model.parameters),
             size(each.model.weight_bytes),
             " ".join(speed(each.prefill)),
@@ -316,7 +317,7 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
             "–" if memory is None else size(memory),
         )
     head = f"{text.source}: {text.sequences:,} sequences, {text.tokens:,} tokens"
-    return Group(head, quality, cost)
+    return Group(escape(head), quality, cost)
 
 
 def run_lines(folder: Path) -> str:

@@ -1,3 +1,4 @@
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from depthcut import api, cli
-from depthcut.options import with_texts_joined
+from depthcut.options import TEXT_OPTIONS, with_texts_joined
 from depthcut.settings import EvaluateSettings, Recipe, SurveySettings, Texts
 
 
@@ -63,6 +64,17 @@ def test_a_run_takes_several_texts_for_both_sides(
         cli.main([*arguments, "--out", str(tmp_path / "run")])
     assert recipes[0].survey.text == ("a", "b")
     assert recipes[0].evaluate.text == ("c:3", "d")
+
+
+@pytest.mark.parametrize("command", [*cli.COMMANDS])
+def test_every_option_that_takes_texts_can_be_repeated(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # tyro would silently keep the last.
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    options = re.findall(r"(--[\w-]+) TEXT\[:WEIGHT\]", capsys.readouterr().out)
+    assert set(options) <= set(TEXT_OPTIONS)
 
 
 @pytest.mark.parametrize("arguments", [["--text"], ["--text", "--tokens", "9"]])

@@ -7,7 +7,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from depthcut.settings import Texts
 
-TEXT_OPTIONS = ("--text", "--eval-text", "--prompts", "--judge")
+TEXT_OPTIONS = ("--text", "--eval-text", "--judge", "--prompts", "--judge")
 
 
 def text_registry() -> ConstructorRegistry:

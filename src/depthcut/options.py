@@ -7,7 +7,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from depthcut.settings import Texts
 
-TEXT_OPTIONS = ("--text", "--eval-text", "--judge", "--prompts", "--judge")
+TEXT_OPTIONS = ("--text", "--eval-text", "--judge", "--prompts")
 
 
 def text_registry() -> ConstructorRegistry:

@@ -297,7 +297,9 @@ def test_a_model_that_writes_nothing_is_told_and_leaves_nothing(
     generation.eos_token_id = list(range(264))
     with pytest.raises(TextError, match="wrote nothing but ends"):
         write(loaded, tmp_path / "own.jsonl")
-    assert not (tmp_path / "own.jsonl").exists()
+    with pytest.raises(TextError, match="the prompts hold none that in memory takes"):
+        write(loaded, tmp_path / "own.jsonl", prompts=["", "x" * 600])
+    assert [each.name for each in tmp_path.iterdir()] == ["tokenizer"]
 
 
 @pytest.mark.parametrize(
@@ -439,3 +441,20 @@ def test_the_function_and_the_command_write_the_same(
         tiny_llama, SurveySettings(text=str(tmp_path / "a.jsonl"), context=16, tokens=64)
     )
     assert survey.text.digest == record.digest
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_too_the_same_seed_gives_the_same_file(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
+    loaded.model.to("cuda")
+    torch.manual_seed(1)
+    expected = torch.rand(2, device="cuda").tolist()
+    torch.manual_seed(1)
+    first = torch.rand(1, device="cuda")
+    found = [write(loaded, tmp_path / f"{name}.jsonl").digest for name in "ab"]
+    assert found[0] == found[1]
+    assert [first.item(), torch.rand(1, device="cuda").item()] == expected
+    answered = write(loaded, tmp_path / "c.jsonl", prompts=["a", "longer", "x"], tokens=36)
+    assert answered.documents > 0

@@ -103,9 +103,8 @@ def write_own_text(
     with Journal(Path(f"{out}.journal"), _Batch, inputs=inputs) as journal:
         made = _fill(journal, loaded, begun, settings)
         if not made.documents:
-            raise TextError(
-                f"{loaded.facts.source} wrote nothing but ends: choose another --seed or --prompts"
-            )
+            journal.delete()
+            raise TextError(_nothing(loaded, made))
         with new_file(out) as file:
             file_digest = _write(journal, file)
         journal.delete()
@@ -120,6 +119,12 @@ def write_own_text(
         tokens=made.tokens,
         cut=made.cut,
     )
+
+
+def _nothing(loaded: LoadedModel, made: "_Made") -> str:
+    if made.batches:
+        return f"{loaded.facts.source} wrote nothing but ends: choose another --seed or --prompts"
+    return f"the prompts hold none that {loaded.facts.source} takes: give others"
 
 
 def _check(settings: OwnTextSettings, out: Path) -> None:
@@ -268,7 +273,7 @@ def _fill(
             batch = _written(loaded, texts, settings, made.batches, advance)
             journal.append(batch)
             made.add(batch)
-    if made.tokens < settings.tokens:
+    if 0 < made.tokens < settings.tokens:
         _log.warning(
             "the prompts ended: %d tokens of the %d asked for", made.tokens, settings.tokens
         )

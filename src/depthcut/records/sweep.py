@@ -100,7 +100,9 @@ class JudgedText(Record, frozen=True, kw_only=True):
     ) -> Estimate:
         """One choice's loss or divergence minus another's, with the paired standard error."""
         sides = [_column(each, measure, len(self.predicted)) for each in (first, second)]
-        return _ratio([one - other for one, other in zip(*sides, strict=True)], self.predicted)
+        return ratio_estimate(
+            [one - other for one, other in zip(*sides, strict=True)], self.predicted
+        )
 
 
 class Sweep(Record, frozen=True, kw_only=True):
@@ -191,7 +193,7 @@ def _column(judgement: Judgement, measure: Measure, sequences: int) -> "array[fl
     return values[:sequences] if measure == "loss" else values[sequences:]
 
 
-def _ratio(means: Sequence[float], sizes: Sequence[int]) -> Estimate:
+def ratio_estimate(means: Sequence[float], sizes: Sequence[int]) -> Estimate:
     """The mean over tokens and its error over sequences, as the evaluation computes them."""
     count, total = len(means), sum(sizes)
     mean = math.fsum(each * size for each, size in zip(means, sizes, strict=True)) / total

@@ -47,6 +47,10 @@ def outcome(results: Results) -> str:
     if results.plan:
         kept = len(results.plan.kept_layers)
         return f"{results.plan.model.layers} → {kept} layers, {results.plan.change}"
+    if results.sweep:
+        return f"{len(results.sweep.ways)} ways of choosing among its layers"
+    if results.search:
+        return f"a search among its {results.search.model.layers} layers"
     if results.survey:
         return f"a survey of its {results.survey.model.layers} layers"
     count = len(results.evaluation.models) if results.evaluation else 0

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING
 
 from depthcut.files import write_file
 from depthcut.records import layers_in_words
-from depthcut.reporting import criteria_tables, headline, snippets, theme, words
+from depthcut.reporting import (
+    choosing_story,
+    criteria_tables,
+    headline,
+    snippets,
+    sweep_tables,
+    theme,
+    words,
+)
 from depthcut.reporting.figures import Figure, inlined, write_figure
+from depthcut.reporting.frontier_figures import search_figure, sweep_figures
 from depthcut.reporting.result_figures import healing_loss, quality_and_speed
 from depthcut.reporting.results import Results, read_results
 from depthcut.reporting.stack import draw_stack
@@ -50,7 +59,9 @@ def render(results: Results, figures: dict[str, tuple[Figure, str]]) -> str:
 
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    surveyed = [name for name in figures if name not in ("quality-and-speed", "healing-loss")]
+    elsewhere = ("quality-and-speed", "healing-loss", "search-frontier")
+    swept = [name for name in figures if name.startswith("frontier-")]
+    surveyed = [name for name in figures if name not in (*elsewhere, *swept)]
     return (
         _environment()
         .get_template("report.html.jinja")
@@ -66,6 +77,10 @@ def render(results: Results, figures: dict[str, tuple[Figure, str]]) -> str:
             stack=draw_stack(results.plan) if results.plan else None,
             figures=figures,
             surveyed=surveyed,
+            swept=swept,
+            choosing=choosing_story,
+            plan_layers=words.span(results.plan.removed).partition(" ")[2] if results.plan else "",
+            standings=sweep_tables,
             criteria=_criteria(results),
             choices=criteria_tables.choices(results.survey) if results.survey else None,
             by_layer=criteria_tables.layer_table(results.survey) if results.survey else None,
@@ -84,6 +99,10 @@ def render(results: Results, figures: dict[str, tuple[Figure, str]]) -> str:
 
 def _figures(results: Results) -> list[Figure]:
     figures = survey_figures(results.survey, results.plan) if results.survey else []
+    if results.search and results.search.frontier:
+        figures.append(search_figure(results.search))
+    if results.sweep:
+        figures += sweep_figures(results.sweep)
     if results.evaluation:
         figures.append(quality_and_speed(results.evaluation))
     if results.heal and results.heal.losses:

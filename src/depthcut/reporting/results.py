@@ -15,8 +15,10 @@ from depthcut.records import (
     ModelFacts,
     Plan,
     Record,
+    Search,
     SliceRecord,
     Survey,
+    Sweep,
     read_record,
 )
 
@@ -26,6 +28,8 @@ PLACES = {
     "slice": "pruned/depthcut.json",
     "heal": "healed/depthcut.json",
     "evaluation": "evaluation.json",
+    "search": "search.json",
+    "sweep": "sweep.json",
 }
 R = TypeVar("R", bound=Record)
 
@@ -40,14 +44,17 @@ class Results:
     slice: SliceRecord | None
     heal: HealRecord | None
     evaluation: Evaluation | None
+    search: Search | None
+    sweep: Sweep | None
 
     @property
     def original(self) -> ModelFacts | None:
         """The model before the cut."""
         if self.plan:
             return self.plan.model
-        if self.survey:
-            return self.survey.model
+        for record in (self.survey, self.search, self.sweep):
+            if record:
+                return record.model
         return self.evaluation.models[0].model if self.evaluation else None
 
     @property
@@ -106,11 +113,12 @@ def read_results(folder: Path) -> Results:
         slice=sliced,
         heal=_read(folder, "heal", HealRecord),
         evaluation=_with_short_names(_read(folder, "evaluation", Evaluation)),
+        search=_read(folder, "search", Search),
+        sweep=_read(folder, "sweep", Sweep),
     )
     if results.evaluation and not results.evaluation.models:
         raise RecordError(f"{folder / PLACES['evaluation']} judges no model: evaluate one")
-    found = (results.survey, results.plan, results.slice, results.heal, results.evaluation)
-    if not any(found):
+    if not any(getattr(results, name) for name in PLACES):
         looked_for = ", ".join(PLACES.values())
         raise RecordError(
             f"nothing to report in {folder}: looked for {looked_for}; "

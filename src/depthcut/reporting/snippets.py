@@ -96,6 +96,8 @@ def stages(results: Results) -> list[Stage]:
     found: list[Stage] = []
     for name, record in (
         ("survey", results.survey),
+        ("search", results.search),
+        ("sweep", results.sweep),
         ("heal", results.heal),
         ("evaluate", results.evaluation),
     ):

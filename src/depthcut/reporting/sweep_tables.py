@@ -88,11 +88,11 @@ def standing_rows(sweep: Sweep) -> list[tuple[str, ...]]:
     return [
         (
             each.way.name,
-            _percent(each.behind),
-            _percent(each.most_behind),
+            percent(each.behind),
+            percent(each.most_behind),
             f"{each.leads} of {each.places}",
             duration(each.way.seconds) if each.way.seconds else "none",
-            plain(each.way.forwards, 0 if each.way.forwards >= 10 or not each.way.forwards else 1),
+            passes(each.way.forwards),
         )
         for each in standings(sweep)
     ]
@@ -112,7 +112,13 @@ def some_counts(counts: Sequence[int], most: int) -> list[int]:
     return [counts[round(place * step)] for place in range(most)]
 
 
-def _percent(share: float) -> str:
+def passes(forwards: float) -> str:
+    """Forward passes: few with a decimal."""
+    return plain(forwards, 1 if 0 < forwards < 10 else 0)
+
+
+def percent(share: float) -> str:
+    """0.0213 as "2.1 %"."""
     return f"{plain(100 * share, 1)} %"
 
 

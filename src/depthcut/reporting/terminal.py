@@ -115,7 +115,9 @@ def own_text_line(record: OwnText) -> str:
 def sweep_tables(sweep: Sweep) -> RenderableType:
     """How the ways stand, and on each text the perplexity at some numbers of layers."""
     head = f"{sweep.model.source}: {sweep.model.layers} layers; chosen on {sweep.calibration}"
-    standing = Table(*STANDING_COLUMNS)
+    standing = Table()
+    for column in STANDING_COLUMNS:
+        standing.add_column(column, no_wrap=column == "way")
     for cells in standing_rows(sweep):
         standing.add_row(*cells)
     shown = some_counts(sweep.counts, _COUNTS)

@@ -20,6 +20,18 @@ COLOURS = {
 }
 """Name to (light, dark). Text colours keep a contrast of 4.5 on paper and panel."""
 
+SERIES = (
+    ("#0b6e99", "#5fb8dd"),
+    ("#b4530a", "#f0975a"),
+    ("#3f7d20", "#8cc96a"),
+    ("#8a3fa0", "#cf93e3"),
+    ("#a88100", "#dfc04f"),
+    ("#c22d6b", "#f488b4"),
+    ("#2b7f78", "#6ccabf"),
+    ("#6d4f37", "#c3a383"),
+)
+"""(light, dark) of what is told apart by colour, in order; charts use the light one."""
+
 _HEAT_LIGHT = ("#08324a", "#15607f", "#4e9cb5", "#a9d0d6", "#f1f0e6")
 _HEAT_DARK = ("#b6f0f2", "#52b7cf", "#217a97", "#1b4a5e", "#1d262c")
 HEAT_STEPS = 18
@@ -43,6 +55,7 @@ def variables(*, dark: bool = False) -> str:
     """The colours as CSS custom properties."""
     named = {name: pair[dark] for name, pair in COLOURS.items()}
     named |= {f"heat-{step}": colour for step, colour in enumerate(heat(dark=dark))}
+    named |= {f"series-{place}": pair[dark] for place, pair in enumerate(SERIES)}
     return "".join(f"--{name}:{colour};" for name, colour in named.items())
 
 
@@ -50,6 +63,7 @@ def chart_rules() -> str:
     """CSS that turns the colours of an inlined chart into variables."""
     named = {light(name): name for name in COLOURS}
     named |= {colour: f"heat-{step}" for step, colour in enumerate(heat())}
+    named |= {pair[0]: f"series-{place}" for place, pair in enumerate(SERIES)}
     return "".join(
         f'.chart [{attribute}="{colour}"]{{{attribute}:var(--{name})}}'
         for colour, name in named.items()
@@ -109,7 +123,7 @@ def unlabelled(rows: Sequence[Spec]) -> list[Spec]:
 
 def dots(rows: Sequence[Spec], encoding: Spec, *, size: float, **style: object) -> Spec:
     """Filled points."""
-    return mark(rows, "point", encoding, filled=True, opacity=1, size=size, **style)
+    return mark(rows, "point", encoding, filled=True, size=size, **{"opacity": 1, **style})
 
 
 def _ramp(stops: Sequence[str], steps: int) -> tuple[str, ...]:

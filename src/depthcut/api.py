@@ -66,6 +66,9 @@ def survey(
 ) -> Survey:
     """Measure how redundant every block of layers is, in one pass over a text.
 
+    In a script that `accelerate launch` started in several processes, all of them call this, each
+    runs its part, and all get the record, which the first writes.
+
     Args:
         model: A source (smollm2, a folder, a hub id, a .gguf file), or a causal language model
             in memory, which is left as it is.
@@ -78,14 +81,16 @@ def survey(
     Raises:
         DepthcutError: One of its kinds, see `depthcut.errors`.
     """
+    from depthcut.model.ranks import all_ranks
     from depthcut.surveying.survey import survey_model
 
     settings, load = settings or SurveySettings(), load or LoadSettings()
+    ranks = all_ranks()
     text = _text(settings, texts)
     loaded = _loaded(model, tokenizer, load)
     sequences = _sequences(loaded, text, settings)
     record = survey_model(loaded, sequences, settings, load)
-    if out is not None:
+    if out is not None and ranks.rank == 0:
         write_record(record, out, overwrite=overwrite)
     return record
 
@@ -103,7 +108,7 @@ def search(
     """Choose layers with the model in the loop: candidates are run on a text and compared.
 
     With `out`, what was measured is written beside it on the way (`<out>.journal`): the same
-    call goes on where a killed one stopped.
+    call goes on where a killed one stopped. Several processes share the work as in `survey`.
 
     Args:
         model: A source, or a causal language model in memory, which is left as it is.
@@ -116,17 +121,19 @@ def search(
     Raises:
         DepthcutError: One of its kinds, see `depthcut.errors`.
     """
+    from depthcut.model.ranks import all_ranks
     from depthcut.searching.search import search_model
 
     settings, load = settings or SearchSettings(), load or LoadSettings()
+    ranks = all_ranks()
     journal = None if out is None else Path(f"{out}.journal")
     text = _text(settings, texts)
     loaded = _loaded(model, tokenizer, load)
     sequences = _sequences(loaded, text, settings)
     record = search_model(loaded, sequences, settings, load, journal=journal)
-    if out is not None:
+    if out is not None and ranks.rank == 0:
         write_record(record, out, overwrite=overwrite)
-    if journal is not None:
+    if journal is not None and ranks.rank == 0:
         journal.unlink(missing_ok=True)
     return record
 
@@ -556,8 +563,15 @@ def _loaded(
 
 def _text(settings: TextSettings, documents: Sequence[str] | None) -> Text:
     """Opened before a model is loaded: a misspelt name costs no wait."""
+    from depthcut.launched import launched
     from depthcut.text.documents import open_text
+    from depthcut.text.names import STANDARD_INPUT, named_texts
 
+    names = () if documents is not None else named_texts(settings.text)
+    if launched().count > 1 and any(each.name == STANDARD_INPUT for each in names):
+        raise SettingsError(
+            "several processes read the text each for itself: save standard input to a file"
+        )
     return open_text(settings, documents)
 
 
@@ -565,5 +579,9 @@ def _sequences(loaded: LoadedModel, text: Text, settings: TextSettings) -> Seque
     from depthcut.text.sequences import read_sequences
 
     if loaded.tokenizer is None:
-        raise SettingsError("a model in memory needs its tokenizer: pass tokenizer=")
+        raise SettingsError(
+            "a model in memory needs its tokenizer: pass tokenizer="
+            if loaded.folder is None
+            else f"{loaded.folder} has no tokenizer: copy the model's tokenizer files into it"
+        )
     return read_sequences(text, settings, loaded.tokenizer)

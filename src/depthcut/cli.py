@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from depthcut.errors import DepthcutError, SettingsError
+from depthcut.launched import launched
 from depthcut.options import text_registry, with_texts_joined
 from depthcut.records import Plan
 from depthcut.settings import (
@@ -62,19 +64,18 @@ def survey(
             the criterion pruneme, their numbers too.
     """
     from depthcut import api
-    from depthcut.files import refuse_existing, write_file
+    from depthcut.files import write_file
     from depthcut.surveying.criteria import chosen
 
     _use_token(common.token)
-    for path in filter(None, (out, csv)):
-        refuse_existing(path)
+    _refuse_existing(out, csv)
     by_csv = next(
         (name for name in ("pruneme", "angular") if name in chosen(settings.criteria)), ""
     )
     if csv is not None and not by_csv:
         raise SettingsError("--csv holds angular distances: add angular or pruneme to --criteria")
     record = api.survey(model, settings, load=load, out=out)
-    if csv is not None:
+    if csv is not None and launched().rank == 0:
         from depthcut.reporting.exports import survey_csv
 
         write_file(csv, survey_csv(record.find(by_csv, "last")).encode())
@@ -101,10 +102,9 @@ def search(
         model: smollm2 (embedded), a local folder, a hub id, or a .gguf file.
     """
     from depthcut import api
-    from depthcut.files import refuse_existing
 
     _use_token(common.token)
-    refuse_existing(out)
+    _refuse_existing(out)
     record = api.search(model, settings, load=load, out=out)
     if not _print_json(record, common):
         from depthcut.reporting.terminal import search_table, show
@@ -494,31 +494,67 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipe": recipe,
 }
 
+IN_PROCESSES = ("survey", "search")
+"""The commands that several processes can share."""
+
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script: one line and exit 2 for an error, exit 130 for Ctrl-C."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
     # It tells of faster kernels that it could fetch, on import and on every CPU.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    first = launched().rank == 0
+    if not first:  # all come to the same, and one says it
+        logging.getLogger().setLevel(logging.ERROR)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
     try:
+        _refuse_processes(given)
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="depthcut",
             description="Make a pretrained language model shallower.",
-            args=with_texts_joined(sys.argv[1:] if arguments is None else arguments),
+            args=with_texts_joined(given),
+            console_outputs=first,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             registry=text_registry(),
         )
     except DepthcutError as error:
+        _let_first_speak()
         sys.stderr.write(f"depthcut: {' '.join(str(error).split())}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write("\ndepthcut: stopped\n")
+        sys.stderr.write("\ndepthcut: stopped\n" if first else "")
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     sys.exit(0)
+
+
+def _refuse_processes(arguments: Sequence[str]) -> None:
+    """Refuse a command that several processes would each do whole, into the same place."""
+    command = arguments[0] if arguments else ""
+    if launched().count > 1 and command in COMMANDS and command not in IN_PROCESSES:
+        raise SettingsError(
+            f"{command} runs in one process, and {launched().count} were started: run it without "
+            "accelerate launch; --device map spreads a model over several GPUs"
+        )
+
+
+def _let_first_speak() -> None:
+    """Wait where the first process may have the same to say; its launcher then ends this one."""
+    if rank := launched().rank:
+        time.sleep(2 + 0.1 * min(rank, 50))
+
+
+def _refuse_existing(*paths: Path | None) -> None:
+    """Refuse results that are there already, in the process that would write them."""
+    from depthcut.files import refuse_existing
+
+    if launched().rank == 0:
+        for path in filter(None, paths):
+            refuse_existing(path)
 
 
 def _run(recipe: Recipe, out: Path, *, overwrite: bool) -> None:

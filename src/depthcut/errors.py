@@ -9,6 +9,7 @@
     ├── ArchitectureError   a model type, or a cut of it, that depthcut cannot express
     ├── PlanError           layers that cannot be removed, or a plan for another model
     ├── OutputError         a place that cannot be written: exists, full, forbidden
+    ├── RanksError          one of several processes that cannot go on with the others
     └── MissingExtraError   an optional package that the request needs
 
 A message says what was expected, what was found, where, and what to do. The command
@@ -53,6 +54,10 @@ class PlanError(DepthcutError, ValueError):
 
 class OutputError(DepthcutError, OSError):
     """A place that cannot be written: it exists already, is full or is forbidden."""
+
+
+class RanksError(DepthcutError, RuntimeError):
+    """One of several processes that measure together cannot go on: another ended, or differs."""
 
 
 class MissingExtraError(DepthcutError, ImportError):

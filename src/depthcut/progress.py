@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Protocol
 
+from depthcut.launched import launched
+
 
 class Advance(Protocol):
     """Reports `amount` more units done; `note` replaces the text at the end of the line."""
@@ -15,8 +17,11 @@ class Advance(Protocol):
 def progress(title: str, total: float | None, *, unit: str = "tokens") -> Iterator[Advance]:
     """A progress bar on stderr; on a stderr that is no terminal one line when it is done.
 
-    A `total` of None means that nobody knows.
+    A `total` of None means that nobody knows. Of several processes the first one shows its part.
     """
+    if launched().rank:
+        yield lambda amount, note="": None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Task as RichTask

@@ -78,7 +78,7 @@ def test_a_few_huge_tokens_do_not_take_the_map_for_themselves() -> None:
     after = before @ mapped
     after[::50] = 1e6 * torch.randn(4, 16).double()
     criteria = {"linear-map": CRITERIA["linear-map"]}
-    maps = module.LinearMaps([(0, 1)], criteria, fitting=1)
+    maps = module.LinearMaps([(0, 1)], criteria, fitting=1, width=16)
     maps.add([torch.stack([before, before]), torch.stack([after, after])], [200, 200])
     assert float(maps.rows["linear-map", "last"][0]) < 0.1
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from depthcut.launched import launched
 from depthcut.model.loading import LoadedModel
 
 _SHARE = 0.5
@@ -33,14 +34,18 @@ def fitting_batch_size(
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Memory that can be allocated now, without swapping: of the GPU, or of the machine."""
+    """Memory that can be allocated now, without swapping: of the GPU, or of the machine.
+
+    Several processes on a machine have an equal part each.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free) + int(unused)
     free_bytes = _available() or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     limit = _group_limit()
-    return free_bytes if limit is None else min(free_bytes, limit)
+    shared = free_bytes if limit is None else min(free_bytes, limit)
+    return shared // launched().local_count
 
 
 def _available() -> int | None:

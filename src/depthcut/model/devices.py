@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from depthcut.errors import SettingsError
+from depthcut.launched import launched
 from depthcut.settings import DType
 
 _FAST_BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
@@ -16,14 +17,21 @@ _FAST_BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 def choose_device(wanted: str) -> torch.device | None:
     """The device that a setting names, auto resolved; None: spread over all ("map").
 
+    Of several processes each takes a GPU of its own, unless one is named.
+
     Raises:
         SettingsError: Not a device, or one that this machine or this torch lacks.
     """
     if wanted == "map":
+        if launched().count > 1:
+            raise SettingsError(
+                "device map spreads a model over all GPUs for one process: start it without "
+                "accelerate launch, or choose --device auto, a GPU for each process"
+            )
         return None
     if wanted == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return _own_gpu()
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(wanted)
@@ -39,9 +47,24 @@ def choose_device(wanted: str) -> torch.device | None:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise SettingsError(f"device {wanted} was asked for, but there are {count} (from cuda:0)")
+    if wanted == "cuda":
+        return _own_gpu()
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise SettingsError("device mps was asked for, but torch sees no Apple GPU: choose cpu")
     return device
+
+
+def _own_gpu() -> torch.device:
+    """The GPU, or that of this process."""
+    place, count = launched(), torch.cuda.device_count()
+    if place.count == 1:
+        return torch.device("cuda")
+    if place.local_rank >= count:
+        raise SettingsError(
+            f"{place.local_count} processes on a machine with {count} GPUs: start as many as there "
+            "are GPUs, or let them share one with --device cuda:0"
+        )
+    return torch.device("cuda", place.local_rank)
 
 
 def choose_dtype(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from depthcut.model.batching import fitting_batch_size, free_memory_bytes
 from depthcut.model.kept_states import KeptStates
 from depthcut.model.loading import LoadedModel
+from depthcut.model.ranks import all_ranks
 from depthcut.model.some_layers import RunSomeLayers, running_some_layers
 from depthcut.predictions import Reference, losses_and_divergences, reference_of
 from depthcut.text.sequences import Batch, Sequences
@@ -196,13 +197,14 @@ def skipping(
     Args:
         loaded: The model; restored at the end.
         sequences: The text, at least 2 tokens each.
-        batch_size: Sequences in a forward pass; default: chosen from the memory at hand.
+        batch_size: Sequences in a forward pass; default: chosen from the memory at hand, the same
+            in all processes.
 
     Raises:
         ArchitectureError: The model cannot be run in part.
         SettingsError: A batch size below 1.
     """
-    size = batch_size or _batch_size(loaded, sequences)
+    size = batch_size or min(all_ranks().everywhere(_batch_size(loaded, sequences)))
     memory_bytes = int(free_memory_bytes(loaded.device) * _KEPT_SHARE)
     with running_some_layers(loaded) as run:
         yield Skipper(run, loaded, tuple(sequences.batches(size)), memory_bytes)

@@ -1,5 +1,6 @@
 """The stage: a method, a model and a text to the best choice of each number of layers."""
 
+import logging
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch import Tensor
 from depthcut.errors import PlanError, SettingsError, nearest
 from depthcut.measures import mean_and_error
 from depthcut.model.loading import LoadedModel
+from depthcut.model.ranks import all_ranks
 from depthcut.model.skipping import Losses, skipping
 from depthcut.progress import progress
 from depthcut.records import (
@@ -30,6 +32,8 @@ from depthcut.searching.trials import BudgetSpentError, Removed, Trials
 from depthcut.settings import LoadSettings, SearchSettings
 from depthcut.text.sequences import Sequences
 
+_log = logging.getLogger(__name__)
+
 RUNNERS_UP = 5
 
 
@@ -49,18 +53,22 @@ def search_model(
         settings: The method and what bounds it.
         load: How the model was loaded, for the record.
         journal: Where what was measured is written on the way. The same search begun again with
-            the same file goes on where it was killed.
+            the same file goes on where it was killed. Of several processes, the first one's.
 
     Raises:
         SettingsError: No such method, or a number that cannot be meant.
         PlanError: More layers than may go.
         ArchitectureError: The model cannot be run in part.
         OutputError: The journal is another search's.
+        RanksError: Of several processes one ended, or measures something else.
     """
     asked = resolve(settings, loaded.facts.layers)
     method = METHODS[settings.method]
     inputs = search_inputs(loaded.facts.digest, sequences.facts.digest, settings, load)
-    diary = Journal(journal, inputs)
+    ranks = all_ranks()
+    ranks.refuse_different(inputs, "model, text or setting")
+    diary = Journal(None if ranks.rank else journal, inputs)
+    diary.entries = ranks.of_first(diary.entries)
     started = time.monotonic()
     with (
         progress(f"search: {settings.method}", None, unit="sequences") as advance,
@@ -74,8 +82,16 @@ def search_model(
             minutes=settings.minutes,
             evaluations=settings.evaluations,
             advance=advance,
+            ranks=ranks,
         )
-        untouched = trials.losses(())
+        _warn_of_idle(ranks.count, trials)
+        try:
+            untouched = trials.losses(())
+        except BudgetSpentError as error:
+            raise SettingsError(
+                "the budget was spent before the untouched model had read the text: raise "
+                "--minutes or --evaluations"
+            ) from error
         chosen: dict[int, tuple[Removed, Cost]] = {}
         complete = True
         try:
@@ -127,6 +143,16 @@ def resolve(settings: SearchSettings, layers: int) -> Asked:
             f"{settings.protect}; protect fewer or drop fewer"
         )
     return Asked(counts, free, settings)
+
+
+def _warn_of_idle(processes: int, trials: Trials) -> None:
+    if (batches := len(trials.batches)) < processes:
+        each = max(1, trials.sequences // processes)
+        _log.warning(
+            "%d processes share %d batches: %d have nothing to do; give more --tokens, or "
+            "--batch-size %d",
+            *(processes, batches, processes - batches, each),
+        )
 
 
 def _point(removed: Removed, cost: Cost, trials: Trials, untouched: Losses) -> FrontierPoint:

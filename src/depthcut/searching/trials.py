@@ -4,12 +4,14 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from depthcut.confidence import LEAST_OBSERVATIONS, worse
+from depthcut.model.ranks import ALONE, Ranks
 from depthcut.model.skipping import Losses, Skipper, Work, in_order
 from depthcut.progress import Advance
 from depthcut.searching.journal import Entry, Journal
@@ -17,7 +19,12 @@ from depthcut.settings import Objective
 
 Removed = tuple[int, ...]
 """Removed layers, ascending."""
+Reading = tuple[Removed, int]
+"""A candidate and the number of the batch that it reads."""
 
+_Column = tuple[float, ...]
+_Found = tuple[tuple[_Column, _Column, _Column], Work]
+"""Losses by sequence, and what they took."""
 _FIRST_LOOK_SEQUENCES = LEAST_OBSERVATIONS
 _LOOKS_GROW = 1.5
 
@@ -39,6 +46,7 @@ class Trials:
         minutes: float | None = None,
         evaluations: float | None = None,
         advance: Advance = lambda amount, note="": None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Begin, or go on where the journal ends.
 
@@ -51,10 +59,13 @@ class Trials:
             minutes: Stop after so many.
             evaluations: Stop after so many readings of the whole text by candidates.
             advance: Told how many sequences were read.
+            ranks: The processes that share the batches; all ask for the same readings and know
+                all losses, so that they decide alike. Their journals say the same.
         """
         self.whole = skipper.whole
         self.sequences = sum(len(batch.ids) for batch in skipper.batches)
         self._skipper, self._journal, self._advance = skipper, journal, advance
+        self._ranks = ranks
         self._column = Losses._fields.index({"kl": "divergence", "loss": "loss"}[objective])
         self._error_rate = error_rate
         self._minutes, self._evaluations = minutes, evaluations
@@ -63,7 +74,8 @@ class Trials:
         self._written = {(entry.removed, entry.batch): entry for entry in journal.entries}
         self._known: dict[Removed, dict[int, Losses]] = {}
         last = journal.entries[-1] if journal.entries else None
-        self._before = Work(last.layers, last.heads) if last else Work(0, 0)
+        self._work = Work(last.layers, last.heads) if last else Work(0, 0)
+        self._noted = Work(0, 0)
         self._started = time.monotonic() - (last.seconds if last else 0.0)
         self._read = 0
         self._last: Entry | None = None
@@ -76,12 +88,6 @@ class Trials:
     def seconds(self) -> float:
         """Spent on this search, those before a kill included."""
         return time.monotonic() - self._started
-
-    @property
-    def work(self) -> Work:
-        """Done for this search, that before a kill included."""
-        now = self._skipper.work
-        return Work(self._before.layers + now.layers, self._before.heads + now.heads)
 
     @property
     def spent(self) -> tuple[Work, float]:
@@ -188,33 +194,77 @@ class Trials:
         # In one order, whether found in the journal or not: a budget ends at the same reading.
         stacks = {self.without(removed): removed for removed in candidates}
         ordered = [stacks[stack] for stack in in_order(stacks)]
-        for number in batches:
-            unread = [each for each in ordered if number not in self._known.get(each, ())]
-            missing = [each for each in unread if (each, number) not in self._written]
-            running = self._skipper.measure_each(map(self.without, missing), number)
-            with contextlib.closing(running):
-                for removed in unread:
-                    self._refuse_beyond_budget()
+        for numbers in self._at_once(batches):
+            unread = [
+                (removed, number)
+                for number in numbers
+                for removed in ordered
+                if number not in self._known.get(removed, ())
+            ]
+            within = list(self._within_budget(unread))
+            with contextlib.closing(self._entries(within)) as entries:
+                for removed, number in within:
+                    self._refuse_late()
+                    self._last = next(entries)
                     self._read += self._sizes[number]
-                    entry = self._written.get((removed, number))
-                    if entry is None:
-                        _, found = next(running)
-                        entry = self._new_entry(removed, number, found)
-                    self._last = entry
-                    self._known.setdefault(removed, {})[number] = _losses(entry)
+                    self._known.setdefault(removed, {})[number] = _losses(self._last)
                     self._advance(self._sizes[number])
+            if len(within) < len(unread):
+                raise BudgetSpentError
 
-    def _new_entry(self, removed: Removed, number: int, found: Losses) -> Entry:
-        loss, divergence, last = (tuple(column.tolist()) for column in found)
-        entry = Entry(removed, number, loss, divergence, last, *self.work, self.seconds)
-        self._journal.add(entry)
-        return entry
+    def _at_once(self, batches: Iterable[int]) -> Iterator[list[int]]:
+        """Batches, as many as there are processes at a time."""
+        numbers = list(dict.fromkeys(batches))
+        for start in range(0, len(numbers), self._ranks.count):
+            yield numbers[start : start + self._ranks.count]
 
-    def _refuse_beyond_budget(self) -> None:
-        if self._evaluations is not None and self.evaluations >= self._evaluations:
+    def _within_budget(self, readings: Iterable[Reading]) -> Iterator[Reading]:
+        read = self._read
+        for removed, number in readings:
+            if self._evaluations is not None and read >= self._evaluations * self.sequences:
+                return
+            read += self._sizes[number]
+            yield removed, number
+
+    def _refuse_late(self) -> None:
+        if self._minutes is not None and self._ranks.of_first(self.seconds >= 60 * self._minutes):
             raise BudgetSpentError
-        if self._minutes is not None and self.seconds >= 60 * self._minutes:
-            raise BudgetSpentError
+
+    def _entries(self, readings: Sequence[Reading]) -> Generator[Entry, None, None]:
+        """From the journal, or measured now and written there: alone, each when it is asked for."""
+        missing = [each for each in readings if each not in self._written]
+        share = self._measured if self._ranks.count == 1 else self._measured_by_all
+        with contextlib.closing(share(missing)) as found:
+            for reading in readings:
+                entry = self._written.get(reading)
+                if entry is None:
+                    losses, work = next(found)
+                    self._work = _sum(self._work, work)
+                    entry = Entry(*reading, *losses, *self._work, self.seconds)
+                    self._journal.add(entry)
+                yield entry
+
+    def _measured(self, readings: Iterable[Reading]) -> Generator[_Found, None, None]:
+        """What each reading, of batch by batch, finds and takes."""
+        for number, some in groupby(readings, key=lambda reading: reading[1]):
+            stacks = [self.without(removed) for removed, _ in some]
+            with contextlib.closing(self._skipper.measure_each(stacks, number)) as running:
+                for _, found in running:
+                    before, self._noted = self._noted, self._skipper.work
+                    loss, divergence, last = (tuple(column.tolist()) for column in found)
+                    yield (loss, divergence, last), _difference(self._noted, before)
+
+    def _measured_by_all(self, readings: Iterable[Reading]) -> Generator[_Found, None, None]:
+        """The same, each process its batches."""
+        if self._ranks.rank:  # what all did alike before counts in the first process
+            self._noted = self._skipper.work
+        own = {
+            place: reading
+            for place, reading in enumerate(readings)
+            if self._ranks.takes(reading[1])
+        }
+        found = dict(zip(own, self._measured(own.values()), strict=True))
+        yield from self._ranks.in_order(found).values()
 
     def _not_worse(
         self, alive: Sequence[Removed], batches: Iterable[int], count: int, others: int
@@ -247,3 +297,11 @@ class Trials:
 def _losses(entry: Entry) -> Losses:
     columns = (entry.loss, entry.divergence, entry.last_divergence)
     return Losses(*(torch.tensor(column, dtype=torch.float64) for column in columns))
+
+
+def _sum(work: Work, more: Work) -> Work:
+    return Work(work.layers + more.layers, work.heads + more.heads)
+
+
+def _difference(work: Work, less: Work) -> Work:
+    return Work(work.layers - less.layers, work.heads - less.heads)

@@ -12,6 +12,7 @@ from torch import Tensor
 from depthcut.errors import SettingsError
 from depthcut.model.batching import free_memory_bytes
 from depthcut.model.loading import LoadedModel
+from depthcut.model.ranks import ALONE, Ranks
 from depthcut.records import Block
 from depthcut.surveying.criteria import Criterion, blocks_up_to
 from depthcut.surveying.scores import Rows
@@ -37,12 +38,19 @@ class LinearMaps:
         criteria: Mapping[str, Criterion],
         *,
         fitting: int,
+        width: int,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """Of these blocks in reading order; the first `fitting` sequences are fitted on."""
+        """Maps of states of a width, of these blocks in reading order.
+
+        The first `fitting` sequences are fitted on. Each of several processes fits on those that
+        it reads, and their sums make the maps.
+        """
         self.rows: Rows = {
             (name, tokens): [] for name, each in criteria.items() for tokens in each.tokens
         }
         self._criteria, self._fitting, self._seen = criteria, fitting, 0
+        self._width, self._ranks = width, ranks
         self._sums: dict[Block, Tensor] = {}
         self._maps: dict[Block, Tensor] = {}
         self._blocks = blocks
@@ -56,9 +64,15 @@ class LinearMaps:
             self._fit([torch.cat([state[row, :n] for row, n in fitted]) for state in states])
         if scored := rows[first:]:
             if not self._maps:
-                self._solve()
+                self._solve(states[0].device)
             for row, length in scored:
                 self._score([state[row, :length] for state in states])
+
+    def pass_over(self, sequences: int) -> None:
+        """Leave a batch to another process; all meet at the first that is scored on."""
+        self._seen += sequences
+        if self._seen > self._fitting and not self._maps:
+            self._solve(torch.device("cpu"))
 
     def _fit(self, tokens: Sequence[Tensor]) -> None:
         for start, stop in self._blocks:
@@ -72,10 +86,13 @@ class LinearMaps:
             else:
                 self._sums[start, stop] = sums.double()
 
-    def _solve(self) -> None:
+    def _solve(self, device: torch.device) -> None:
+        width = self._width
         for block in self._blocks:
-            sums = self._sums.pop(block)
-            width = len(sums)
+            own = self._sums.pop(block, None)
+            if own is None:  # another process read all that is fitted on
+                own = torch.zeros(width, 2 * width, dtype=torch.float64, device=device)
+            sums = self._ranks.sum(own)
             variances, together = sums[:, :width], sums[:, width:]
             ridge = RIDGE * variances.diagonal().mean() + torch.finfo(sums.dtype).tiny
             variances.diagonal().add_(ridge)
@@ -86,7 +103,7 @@ class LinearMaps:
         for start, stop in self._blocks:
             before, after = _precise(tokens[start]), _precise(tokens[stop])
             before = before.to(after.device)
-            predicted = before + before @ self._maps[start, stop].to(before.dtype)
+            predicted = before + before @ self._maps[start, stop].to(before)
             for name, criterion in self._criteria.items():
                 errors[name].append(criterion.function(predicted, after).double().cpu())
         for name, criterion in self._criteria.items():
@@ -97,7 +114,12 @@ class LinearMaps:
 
 
 def linear_maps(
-    loaded: LoadedModel, criteria: Mapping[str, Criterion], *, largest: int, sequences: int
+    loaded: LoadedModel,
+    criteria: Mapping[str, Criterion],
+    *,
+    largest: int,
+    sequences: int,
+    ranks: Ranks = ALONE,
 ) -> LinearMaps | None:
     """For the criteria that need them, if any is asked for.
 
@@ -106,6 +128,7 @@ def linear_maps(
         criteria: All that are asked for.
         largest: Layers in the largest block.
         sequences: How many there will be.
+        ranks: The processes that share them.
 
     Raises:
         SettingsError: One sequence only, or sums that do not fit in memory.
@@ -131,7 +154,13 @@ def linear_maps(
             f"{name} keeps {needed / 1e9:.1f} GB of sums for blocks of up to {largest} layers, "
             f"and may take {_SHARE * free / 1e9:.1f} GB: {what}"
         )
-    return LinearMaps(blocks_up_to(layers, largest), asked, fitting=(sequences + 1) // 2)
+    return LinearMaps(
+        blocks_up_to(layers, largest),
+        asked,
+        fitting=(sequences + 1) // 2,
+        width=width,
+        ranks=ranks,
+    )
 
 
 def _sum_bytes(layers: int, largest: int, width: int) -> int:

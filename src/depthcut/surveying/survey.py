@@ -14,6 +14,7 @@ from depthcut.measures import DepthPairs
 from depthcut.model.batching import fitting_batch_size
 from depthcut.model.loading import LoadedModel
 from depthcut.model.positions import learned_positions
+from depthcut.model.ranks import ALONE, Ranks, all_ranks
 from depthcut.model.states import reading_states
 from depthcut.progress import progress
 from depthcut.records import Origin, Scores, Survey, layers_in_words
@@ -30,6 +31,8 @@ from depthcut.text.sequences import Sequences
 _CHUNK_BYTES = {"cpu": 2 << 20, "mps": 2 << 20}
 """Of float32 states worked on at once: what a processor's cache holds."""
 _GPU_CHUNK_BYTES = 1 << 30
+_NORMS: tuple[str, Tokens] = ("", "all")
+"""The key of their rows, where all rows are meant."""
 _BY_TOKEN = ("pairs", "centred pairs")
 _CPU_BATCH_TOKENS = 1024
 """More in one forward pass is slower on a CPU: memory is given back and fetched anew each time."""
@@ -42,13 +45,15 @@ def survey_model(
 
     Runs the backbone once over the sequences. Each sequence is one observation, whatever its
     length: its last token, and the mean over its tokens. The record holds their mean and its
-    standard error over sequences (0 where there is one sequence only).
+    standard error over sequences (0 where there is one sequence only). Of several processes each
+    runs its batches, and all return the record.
 
     Raises:
         SettingsError: No such criterion, sequences longer than the model's positions or shorter
             than a criterion needs, a batch size below 1, a largest block of no or all layers,
             more memory than there is, or states that overflow the dtype.
         ArchitectureError: The model's layers cannot be found.
+        RanksError: Of several processes one ended, or measures something else.
     """
     started = noted = time.monotonic()
     criteria, count = chosen(settings.criteria), len(sequences.sequences)
@@ -62,8 +67,11 @@ def survey_model(
     _refuse_short(criteria, longest)
     refuse_weights(loaded, criteria)
     largest = largest_block(settings, loaded)
-    maps = linear_maps(loaded, criteria, largest=largest, sequences=count)
-    batch_size = choose_batch_size(loaded, settings, longest)
+    ranks = all_ranks()
+    inputs = survey_inputs(loaded.facts.digest, sequences.facts.digest, settings, load)
+    ranks.refuse_different(inputs, "model, text or setting")
+    maps = linear_maps(loaded, criteria, largest=largest, sequences=count, ranks=ranks)
+    batch_size = min(ranks.everywhere(choose_batch_size(loaded, settings, longest)))
     batches = full_batches(criteria, sequences=count, batch_size=batch_size)
     observations = Observations(len(loaded.layers), criteria, largest, maps, batches)
     with (
@@ -71,26 +79,27 @@ def survey_model(
         reading_states(loaded) as read_states,
         batches.watching(loaded) if batches else contextlib.nullcontext(),
     ):
-        for batch in sequences.batches(batch_size):
-            states = read_states(batch)
+        for number, batch in enumerate(sequences.batches(batch_size)):
             lengths = batch.mask.sum(dim=1).tolist()
-            observations.add(states, lengths)
+            if not ranks.takes(number):
+                observations.pass_over(lengths)
+                continue
+            observations.add(read_states(batch), lengths)
             due = time.monotonic() - noted >= 1
-            advance(sum(lengths), observations.best_block() if due else "")
+            advance(sum(lengths) * ranks.count, observations.best_block() if due else "")
             noted = time.monotonic() if due else noted
         advance(0, observations.best_block())
-    observations.finish()
+    observations.finish(ranks)
     observations.rows |= weight_rows(loaded, count, criteria)
-    observations.rows |= gradient_rows(loaded, sequences, criteria)
+    observations.rows |= gradient_rows(loaded, sequences, criteria, ranks)
     observations.rows |= loss_rows(
-        loaded, sequences, criteria, largest=largest, batch_size=settings.batch_size
+        loaded, sequences, criteria, ranks, largest=largest, batch_size=settings.batch_size
     )
     if not observations.finite():
         raise SettingsError(
             f"states or losses of {loaded.facts.source} overflow: choose --dtype bfloat16 or "
             "float32"
         )
-    inputs = survey_inputs(loaded.facts.digest, sequences.facts.digest, settings, load)
     return Survey(
         origin=Origin.since(started, inputs=inputs),
         model=loaded.facts,
@@ -249,6 +258,10 @@ class Observations:
     batches: FullBatches | None = None
     rows: Rows = field(default_factory=dict)
     norm_rows: list[Tensor] = field(default_factory=list)
+    batch: int = 0
+    """The number of the next one."""
+    ends: dict[int, dict[tuple[str, Tokens], int]] = field(default_factory=dict)
+    """How many rows there were behind each batch that was read here."""
 
     def add(self, states: Sequence[Tensor], lengths: Sequence[int]) -> None:
         """Those of a batch: the states at each depth, (batch, positions, hidden)."""
@@ -263,11 +276,42 @@ class Observations:
         if self.batches:
             self.batches.add(states, lengths)
             self.rows |= self.batches.rows
+        self.ends[self.batch] = {key: len(rows) for key, rows in self._all_rows().items()}
+        self.batch += 1
 
-    def finish(self) -> None:
-        """Bring all to the CPU, in one go: a GPU is not kept waiting on the way."""
-        for rows in (self.norm_rows, *self.rows.values()):
-            rows[:] = torch.stack(rows).cpu()
+    def pass_over(self, lengths: Sequence[int]) -> None:
+        """Leave the next batch to another process."""
+        if self.maps:
+            self.maps.pass_over(len(lengths))
+        self.batch += 1
+
+    def finish(self, ranks: Ranks = ALONE) -> None:
+        """Bring all to the CPU, in one go: a GPU is not kept waiting on the way.
+
+        Then the rows of all processes together, in the text's order.
+        """
+        for rows in self._all_rows().values():
+            rows[:] = torch.stack(rows).cpu() if rows else ()
+        if ranks.count == 1:
+            return
+        found: dict[int, dict[tuple[str, Tokens], Tensor]] = {}
+        begun: dict[tuple[str, Tokens], int] = {}
+        for number, ends in self.ends.items():
+            found[number] = {
+                key: torch.stack(rows[begun.get(key, 0) : ends[key]])
+                for key, rows in self._all_rows().items()
+                if ends.get(key, 0) > begun.get(key, 0)
+            }
+            begun = ends
+        every = ranks.in_order(found)
+        self.norm_rows.clear()
+        self.rows = {(name, at): [] for name, each in self.criteria.items() for at in each.tokens}
+        for some in every.values():
+            for key, values in some.items():
+                self._all_rows()[key].extend(values)
+
+    def _all_rows(self) -> Rows:
+        return {**self.rows, _NORMS: self.norm_rows}
 
     def finite(self) -> bool:
         return all(

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from depthcut.errors import SettingsError
 from depthcut.model.loading import LoadedModel, in_eval_mode
+from depthcut.model.ranks import ALONE, Ranks
 from depthcut.progress import progress
 from depthcut.surveying.criteria import Criterion
 from depthcut.surveying.scores import Rows
@@ -64,31 +65,41 @@ def weight_rows(loaded: LoadedModel, sequences: int, criteria: Mapping[str, Crit
 
 
 def gradient_rows(
-    loaded: LoadedModel, sequences: Sequences, criteria: Mapping[str, Criterion]
+    loaded: LoadedModel,
+    sequences: Sequences,
+    criteria: Mapping[str, Criterion],
+    ranks: Ranks = ALONE,
 ) -> Rows:
     """Scores by criteria that need the gradients of the mean next-token loss of each sequence.
 
     One forward and backward pass a sequence, whatever the batch size, since gradients of a batch
     come summed. Each weight's gradient is freed once it is scored, so that one at a time exists.
+    Several processes take the sequences in turn.
     """
     wanted = {name: each.function for name, each in criteria.items() if each.needs == "gradients"}
     rows: Rows = {(name, "all"): [] for name in wanted}
     if not wanted:
         return rows
+    found: dict[int, dict[str, Tensor]] = {}
     scores = {name: torch.zeros(len(loaded.layers), dtype=torch.float64) for name in wanted}
     with (
         progress("survey: gradients", sequences.facts.tokens) as advance,
         _scoring_gradients(loaded, wanted, scores),
     ):
-        for sequence in sequences.sequences:
+        for number, sequence in enumerate(sequences.sequences):
+            if not ranks.takes(number):
+                continue
             ids = sequence.to(loaded.device)
             logits = loaded.model(input_ids=ids[None], use_cache=False).logits[0, :-1]
             exact = logits if logits.dtype == torch.float64 else logits.float()
             torch.autograd.backward(functional.cross_entropy(exact, ids[1:].to(exact.device)))
-            for name, score in scores.items():
-                rows[name, "all"].append(score.clone())
+            found[number] = {name: score.clone() for name, score in scores.items()}
+            for score in scores.values():
                 score.zero_()
-            advance(len(ids))
+            advance(len(ids) * ranks.count)
+    for each in ranks.in_order(found).values():
+        for name, row in each.items():
+            rows[name, "all"].append(row)
     return rows
 
 

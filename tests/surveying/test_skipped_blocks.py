@@ -69,10 +69,9 @@ def test_each_block_costs_the_layers_behind_it_only(monkeypatch: pytest.MonkeyPa
     sequences = make_sequences()
     survey(build_tiny("llama"), sequences, criteria=["loss-block"], largest_block=3)
     blocks = [(a, b) for a in range(LAYERS) for b in range(a + 1, min(a + 3, LAYERS) + 1)]
-    # The last layer of the whole model runs again for its own loss.
-    layers = LAYERS + 1 + sum(LAYERS - stop for _, stop in blocks)
+    layers = LAYERS + sum(LAYERS - stop for _, stop in blocks)
     assert made[0].work.layers == layers * len(sequences.sequences)
-    assert made[0].work.heads == (len(blocks) + 2) * len(sequences.sequences)
+    assert made[0].work.heads == (len(blocks) + 1) * len(sequences.sequences)
 
 
 def test_nothing_of_a_batch_is_kept_once_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

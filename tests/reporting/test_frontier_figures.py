@@ -58,7 +58,7 @@ def test_the_leading_ways_have_colours_and_the_others_are_grey(sweep: Sweep) -> 
     for light, _ in theme.SERIES:
         assert light in svg
     assert theme.light("muted") in svg
-    assert "Grey: 2 others." in sweep_figures(sweep)[0].caption
+    assert "Grey: 2 others," in sweep_figures(sweep)[0].caption
     assert "greedy, without layer 0: " in svg
     assert len({pair[0] for pair in theme.SERIES} | {theme.light(n) for n in theme.COLOURS}) == (
         len(theme.SERIES) + len(theme.COLOURS)

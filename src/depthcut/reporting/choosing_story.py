@@ -12,7 +12,7 @@ from depthcut.reporting.sweep_tables import (
     standings,
     taken,
 )
-from depthcut.reporting.words import ERRORS, duration, estimate, plain, score, span
+from depthcut.reporting.words import ERRORS, duration, estimate, plain, score, short_source, span
 
 _CLOSE = 0.02
 """Of log-perplexity: a way that is less behind the best in the mean is as good for most uses."""
@@ -91,7 +91,7 @@ def sweep_story(sweep: Sweep) -> list[str]:
     first = every[0]
     sentences = [
         f"{len(sweep.ways)} ways chose {many} of {sweep.model.layers} layers on "
-        f"{sweep.calibration}, and were judged on {judges} that they did not see.",
+        f"{short_source(sweep.calibration)}, and were judged on {judges} that they did not see.",
         f"Closest to the best at every number of layers came {first.way.name}: "
         f"{percent(first.behind)} more log-perplexity than the best in the mean, "
         f"{percent(first.most_behind)} at most, for {_cost(first)}.",

@@ -9,11 +9,11 @@ from depthcut.records import Estimate, JudgedText, Search, Sweep, Way
 from depthcut.reporting.figures import Figure
 from depthcut.reporting.sweep_tables import standings
 from depthcut.reporting.theme import SERIES, WIDTH, Spec, chart, dots, light, mark, unlabelled
-from depthcut.reporting.words import estimate, score, span
+from depthcut.reporting.words import estimate, score, short_source, span
 
 HEIGHT = 250
 _HIGHEST = 60.0
-"""Times the lowest value: what lies above is cut off, or bad choices would flatten all others."""
+"""Times the lowest value, at most: what lies above is cut off, or it would flatten all others."""
 _DASHES = {"search": [1, 0], "criterion": [5, 3], "baseline": [1, 3]}
 
 
@@ -96,7 +96,7 @@ def _perplexities(sweep: Sweep, judged: JudgedText, number: int) -> Figure:
         sweep,
         points,
         name=f"{_file_name(judged, number)}-perplexity",
-        title=f"Perplexity on {_short(judged)}",
+        title=f"Perplexity on {short_source(judged.text.source)}",
         measure="perplexity",
         caption=(
             "Bars: one standard error of the loss, paired with the untouched model; logarithmic "
@@ -117,7 +117,7 @@ def _divergences(sweep: Sweep, judged: JudgedText, number: int) -> Figure:
         sweep,
         points,
         name=f"{_file_name(judged, number)}-kl",
-        title=f"KL divergence on {_short(judged)}",
+        title=f"KL divergence on {short_source(judged.text.source)}",
         measure="KL divergence, nats",
         caption="From the untouched model; bars: one standard error; logarithmic scale.",
     )
@@ -135,7 +135,8 @@ def _frontier(
     coloured = [each.way for each in standings(sweep)[: len(SERIES)]]
     named = [way.name for way in coloured]
     others = [way for way in sweep.ways if way.name not in named]
-    encoding = _encoding(measure, points, legend=coloured)
+    leading = [point for point in points if point.line in named]
+    encoding = _encoding(measure, leading, legend=coloured)
     layers = []
     for way in others:
         own = [point for point in points if point.line == way.name]
@@ -143,7 +144,7 @@ def _frontier(
     for way in reversed(coloured):  # the best on top
         own = [point for point in points if point.line == way.name]
         layers += _layers(own, encoding, dash=way.kind)
-    rest = f" Grey: {len(others)} others." if others else ""
+    rest = f" Grey: {len(others)} others, cut off where they leave the scale." if others else ""
     kinds = " Lines: searches whole, criteria dashed, baselines dotted."
     return Figure(
         name=name,
@@ -213,11 +214,12 @@ def _encoding(measure: str, points: Sequence[_Point], *, legend: Sequence[Way] |
             "legend": {
                 "title": None,
                 "orient": "bottom",
-                "columns": 3,
+                "columns": 2,
+                "columnPadding": 24,
                 "symbolType": "stroke",
                 "symbolStrokeWidth": 2.5,
                 "symbolOpacity": 1,
-                "labelLimit": 120,
+                "labelLimit": 150,
             },
         }
     return encoding
@@ -229,7 +231,8 @@ def _height(points: Sequence[_Point]) -> Spec:
     least, most = min(values, default=1.0), max(values, default=1.0)
     low = least / 1.15
     high = min(most, least * _HIGHEST) * 1.15
-    steps = (1, 2, 3, 5, 7) if high / low < 12 else (1, 2, 5) if high / low < 120 else (1, 3)
+    widest = {3.5: (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8), 12.0: (1, 2, 3, 5, 7), 120.0: (1, 2, 5)}
+    steps = next((found for width, found in widest.items() if high / low < width), (1, 3))
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**decade for decade in decades for step in steps]
     return {
@@ -244,11 +247,6 @@ def _height(points: Sequence[_Point]) -> Spec:
 
 def _file_name(judged: JudgedText, number: int) -> str:
     """Of a figure: the text's number and the last part of its name, in letters that files take."""
-    name = re.sub(r"[^A-Za-z0-9]+", "-", _short(judged)).strip("-").lower()[:32].strip("-")
+    letters = re.sub(r"[^a-z0-9]+", "-", short_source(judged.text.source).lower()).strip("-")
+    name = letters[:32].strip("-")
     return f"frontier-{number}-{name}" if name else f"frontier-{number}"
-
-
-def _short(judged: JudgedText) -> str:
-    """The last two parts of a path: what tells texts apart for a reader."""
-    parts = judged.text.source.rstrip("/").split("/")
-    return "/".join(parts[-2:]) if len(parts) > 2 else judged.text.source

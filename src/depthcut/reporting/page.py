@@ -145,7 +145,8 @@ def _environment() -> "Environment":
         "verdict": words.verdict,
         "speed": words.speed,
         "sentence": words.sentence,
-        "tied": lambda text: text.replace(" ± ", "\u00a0±\u00a0"),
+        "short_source": words.short_source,
+        "tied": lambda text: text.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%"),
     }
     environment.filters.update(filters)
     environment.globals["speed_ratio"] = words.speed_ratio

@@ -38,6 +38,7 @@ from depthcut.reporting.words import (
     duration,
     estimate,
     score,
+    short_source,
     size,
     span,
     speed,
@@ -124,11 +125,9 @@ def sweep_tables(sweep: Sweep) -> RenderableType:
     at = [sweep.counts.index(count) for count in shown]
     parts: list[RenderableType] = [escape(head), standing]
     for judged in sweep.judged:
-        table = Table(
-            "way",
-            title=f"Perplexity on {escape(judged.text.source)}, by number of removed layers",
-            title_justify="left",
-        )
+        text = escape(short_source(judged.text.source))
+        title = f"Perplexity on {text}, by number of removed layers"
+        table = Table("way", title=title, title_justify="left")
         for count in (0, *shown):
             table.add_column(str(count), justify="right")
         untouched = score(judged.untouched.perplexity.value)

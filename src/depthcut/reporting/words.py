@@ -1,6 +1,7 @@
 """Numbers and judgements in words, the same on the page and in the terminal."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import quantiles
@@ -124,6 +125,11 @@ def estimates(values: Sequence[Estimate]) -> tuple[str, ...]:
 def criterion(name: str) -> str:
     """A criterion as people call it."""
     return CRITERIA.get(name, name)
+
+
+def short_source(source: str) -> str:
+    """A text's name, of paths the last two parts: "wikitext2/valid.txt"."""
+    return re.sub(r"/?(?:[^\s/]+/)+(?=[^\s/]+/[^\s/]+)", "", source)
 
 
 def sentence(text: str) -> str:

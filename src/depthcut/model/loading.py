@@ -42,7 +42,12 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where the inputs go: the device of the input embeddings."""
-        return next(self.model.get_input_embeddings().parameters()).device
+        embeddings = self.model.get_input_embeddings()
+        device = next(embeddings.parameters()).device
+        if device.type != "meta":
+            return device
+        # accelerate keeps them elsewhere and brings them where they work.
+        return torch.device(cast(Any, embeddings)._hf_hook.execution_device)
 
     @cached_property
     def layers(self) -> nn.ModuleList:
@@ -138,7 +143,11 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def facts_of(model: PreTrainedModel, source: str) -> ModelFacts:
-    """What a model in memory is; its digest covers the config and the start of every tensor."""
+    """What a model in memory is; its digest covers the config and the start of every tensor.
+
+    Raises:
+        SettingsError: Some of its tensors are not in memory.
+    """
     digest = hashlib.sha256()
     config = model.config.to_dict()
     for volatile in ("_name_or_path", "transformers_version"):
@@ -149,6 +158,11 @@ def facts_of(model: PreTrainedModel, source: str) -> ModelFacts:
         dtype = str(parameter.dtype).removeprefix("torch.")
         sizes[dtype] += parameter.numel()
         digest.update(json.dumps([name, dtype, list(parameter.shape)]).encode())
+        if parameter.is_meta:
+            raise SettingsError(
+                f"{name} of the model {source} is not in memory: give the model by its folder or "
+                "hub id, with --device map"
+            )
         start = parameter.detach().flatten()[: _DIGEST_BYTES // parameter.element_size()]
         digest.update(start.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     layers = tuple(_parameters(layer) for layer in find_layers(model))

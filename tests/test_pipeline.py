@@ -17,12 +17,13 @@ from depthcut.checkpoint.folder import open_checkpoint
 from depthcut.errors import OutputError, PlanError, SettingsError
 from depthcut.pipeline import run
 from depthcut.recipes import read_recipe, write_recipe
-from depthcut.records import Evaluation, Plan, Survey, read_record
+from depthcut.records import Evaluation, Plan, Search, Survey, read_record
 from depthcut.settings import (
     EvaluateSettings,
     HealSettings,
     PlanSettings,
     Recipe,
+    SearchSettings,
     SurveySettings,
 )
 
@@ -247,4 +248,84 @@ def test_a_plan_by_a_criterion_that_is_not_surveyed_is_refused_before_the_survey
     asked = msgspec.structs.replace(recipe, plan=PlanSettings(drop=2, criterion="cka"))
     with pytest.raises(SettingsError, match="add cka to the survey's criteria"):
         run(asked, tmp_path / "run")
+    assert not (tmp_path / "run" / "survey.json").exists()
+
+
+@pytest.fixture
+def searching(recipe: Recipe) -> Recipe:
+    search = SearchSettings(
+        text=recipe.survey.text, part="train", context=32, tokens=1024, drop="1:3"
+    )
+    return msgspec.structs.replace(recipe, search=search, heal=None)
+
+
+def test_a_search_in_the_recipe_chooses_the_layers(searching: Recipe, tmp_path: Path) -> None:
+    lines: list[str] = []
+    done = run(searching, tmp_path / "run", announce=lines.append)
+    assert [line.split(":")[0] for line in lines] == [
+        "survey", "search", "plan", "slice", "evaluate", "report",
+    ]  # fmt: skip
+    search = read_record(tmp_path / "run" / "search.json", Search)
+    assert done.plan.removed == search.find(2).removed
+    assert done.plan.search == searching.search
+    page = done.report.read_text()
+    assert "What the search found" in page
+    assert "method: greedy" in page  # in the recipe that makes the run again
+    lines.clear()
+    run(searching, tmp_path / "run", announce=lines.append)
+    assert "search.json is there already" in lines
+
+
+def test_a_killed_search_of_a_run_goes_on(searching: Recipe, tmp_path: Path) -> None:
+    from depthcut.searching.journal import Journal
+
+    add, written = Journal.add, []
+
+    def dying(self: Journal, entry: object) -> None:
+        add(self, entry)  # type: ignore[arg-type]
+        written.append(entry)
+        if len(written) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "add", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(searching, tmp_path / "run")
+    journal = tmp_path / "run" / "search.json.journal"
+    assert len(journal.read_text().splitlines()) == 1 + 5
+    assert searching.search
+    other = msgspec.structs.replace(
+        searching, search=msgspec.structs.replace(searching.search, objective="loss")
+    )
+    with pytest.raises(OutputError, match="another search"):
+        run(other, tmp_path / "run")
+    run(searching, tmp_path / "run")
+    assert not journal.exists()
+    run(other, tmp_path / "run", overwrite=True)
+
+
+def test_another_search_replaces_what_a_killed_one_left(searching: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_bytes(write_recipe(searching))
+    (tmp_path / "run" / "search.json.journal").write_text('{"inputs":"of another"}\n')
+    with pytest.raises(OutputError, match="another search"):
+        run(searching, tmp_path / "run")
+    run(searching, tmp_path / "run", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (PlanSettings(drop=4), "removes 4 of 6 layers, and the search's drop is 1:3: add 4 to it"),
+        (PlanSettings(keep=1), "removes 5 of 6 layers"),
+        (PlanSettings(drop="1:2"), "one number of layers"),
+        (PlanSettings(remove="3"), "remove and a search"),
+        (PlanSettings(drop=2, protect="0,1"), "protects layer 0, which the search may take"),
+    ],
+)
+def test_a_plan_that_the_search_will_not_find_is_refused_at_once(
+    searching: Recipe, plan: PlanSettings, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=words):
+        run(msgspec.structs.replace(searching, plan=plan), tmp_path / "run")
     assert not (tmp_path / "run" / "survey.json").exists()

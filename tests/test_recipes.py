@@ -20,6 +20,7 @@ from depthcut.settings import (
     LoadSettings,
     PlanSettings,
     Recipe,
+    SearchSettings,
     SurveySettings,
 )
 
@@ -50,6 +51,7 @@ def test_every_key_of_the_commented_recipe_has_a_comment_above_it() -> None:
         model=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1),
         load=st.builds(LoadSettings, dtype=st.sampled_from(["auto", "float32"])),
         survey=st.builds(SurveySettings, tokens=st.integers(1, 10**9)),
+        search=st.none() | st.builds(SearchSettings, seed=st.integers(0, 9)),
         plan=st.builds(PlanSettings, drop=st.sampled_from([None, 7, "25%", "7"])),
         heal=st.none() | st.builds(HealSettings, learning_rate=st.floats(1e-9, 1.0)),
         evaluate=st.builds(EvaluateSettings, rounds=st.integers(0, 9)),
@@ -64,6 +66,7 @@ def test_recipes_survive_writing_and_reading(recipe: Recipe) -> None:
     [
         ("modle: x", "unknown key 'modle' (did you mean model?)"),
         ("survey: {tokns: 3}", "unknown key 'tokns' in survey (did you mean tokens?)"),
+        ("search: {metod: greedy}", "unknown key 'metod' in search (did you mean method?)"),
         ("heal: {step: 3}", "unknown key 'step' in heal (did you mean steps?)"),
         ("survey: {tokens: many}", "Expected `int`, got `str` - at `$.survey.tokens`"),
         ("plan: [1", "recipe"),
@@ -122,3 +125,19 @@ def test_the_quick_demo_reads_less() -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_examples_are_valid_recipes(path: Path) -> None:
     assert read_recipe(path).plan != PlanSettings()
+
+
+def test_the_commented_recipe_shows_a_search_that_can_be_switched_on(tmp_path: Path) -> None:
+    text = commented_recipe()
+    start = text.index("search: null\n# search:")
+    stop = text.index("\n\n", start)
+    lines = text[start:stop].splitlines()[1:]
+    switched = "\n".join(line.removeprefix("# ") for line in lines)
+    found = read_recipe(saved(tmp_path, text[:start] + switched + text[stop:]))
+    assert found.search == SearchSettings(part="train")
+
+
+def test_a_common_search_is_on_the_same_text_for_as_many_layers() -> None:
+    recipe = common_recipe("m", text="a.txt", drop=3, search=SearchSettings(method="greedy"))
+    assert recipe.search == SearchSettings(text="a.txt", part="train", drop=3)
+    assert common_recipe("m").search is None

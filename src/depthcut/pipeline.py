@@ -1,6 +1,7 @@
-"""A recipe as straight lines: survey, plan, slice, heal, evaluate, report, in one folder.
+"""A recipe as straight lines: survey, search, plan, slice, heal, evaluate, report, in one folder.
 
-    recipe.yaml  survey.json  plan.json  pruned/  healed/  evaluation.json  report.html  plots/
+    recipe.yaml  survey.json  search.json  plan.json  pruned/  healed/  evaluation.json
+    report.html  plots/
 
 A stage whose record is there and was made from the same inputs (digests and settings) is
 skipped, so the same command goes on where a killed one stopped.
@@ -19,6 +20,7 @@ from depthcut.records import (
     HealRecord,
     ModelFacts,
     Plan,
+    Search,
     SliceRecord,
     Survey,
     read_record,
@@ -29,7 +31,7 @@ from depthcut.text.names import STANDARD_INPUT, in_words, named_texts
 RECIPE = "recipe.yaml"
 RECORD_IN_CHECKPOINT = "depthcut.json"
 
-R = TypeVar("R", Survey, Plan, SliceRecord, HealRecord, Evaluation)
+R = TypeVar("R", Survey, Search, Plan, SliceRecord, HealRecord, Evaluation)
 
 
 class Run(NamedTuple):
@@ -90,13 +92,17 @@ class _Stages:
 
     def plan(self) -> Plan:
         from depthcut.planning import plan_inputs
+        from depthcut.searching.inputs import refuse_unsearched
 
         path, settings = self.folder / "plan.json", self.recipe.plan
+        if self.recipe.search is not None:
+            refuse_unsearched(self.recipe.search, settings, self.model.layers)
         if settings.remove is not None:
-            source: Survey | ModelFacts = self.model
+            source: Survey | Search | ModelFacts = self.model
             inputs = plan_inputs(settings, self.model.digest)
         else:
-            source = self._survey()
+            survey, search = self._survey(), self._search()
+            source = search or survey
             inputs = plan_inputs(settings, source.origin.inputs)
         return self._found(path, Plan, inputs) or self._made(
             f"plan: {_budget_in_words(settings)}",
@@ -107,13 +113,32 @@ class _Stages:
         from depthcut.surveying.inputs import refuse_unmeasured, survey_inputs
 
         path, settings = self.folder / "survey.json", self.recipe.survey
-        refuse_unmeasured(settings, self.recipe.plan)
+        if self.recipe.search is None:
+            refuse_unmeasured(settings, self.recipe.plan)
         inputs = survey_inputs(
             self.model.digest, self._text_digest(settings), settings, self.recipe.load
         )
         return self._found(path, Survey, inputs) or self._made(
             f"survey: {self.recipe.model} on {in_words(settings.text)}",
             lambda: api.survey(self.recipe.model, settings, load=self.recipe.load, out=path),
+        )
+
+    def _search(self) -> Search | None:
+        from depthcut.searching.inputs import discard_other_journal, search_inputs
+
+        path, settings = self.folder / "search.json", self.recipe.search
+        if settings is None:
+            return None
+        inputs = search_inputs(
+            self.model.digest, self._text_digest(settings), settings, self.recipe.load
+        )
+        if (record := self._found(path, Search, inputs)) is not None:
+            return record
+        if self.overwrite:
+            discard_other_journal(Path(f"{path}.journal"), inputs)
+        return self._made(
+            f"search: {settings.method} on {in_words(settings.text)}",
+            lambda: api.search(self.recipe.model, settings, load=self.recipe.load, out=path),
         )
 
     def slice(self, plan: Plan) -> Path:

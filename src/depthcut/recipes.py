@@ -17,6 +17,7 @@ from depthcut.settings import (
     Part,
     PlanSettings,
     Recipe,
+    SearchSettings,
     Settings,
     SurveySettings,
     Texts,
@@ -49,20 +50,26 @@ def common_recipe(
     eval_text: Texts | None = None,
     drop: int | str | None = None,
     heal_steps: int = 0,
+    search: SearchSettings | None = None,
     load: LoadSettings | None = None,
 ) -> Recipe:
     """The recipe of the common case.
 
     One text serves both sides: seven of eight sequences calibrate and train, the others judge.
-    With `eval_text` each text serves one side whole.
+    With `eval_text` each text serves one side whole. A search, if one is given, finds as many
+    layers as go, on the same text.
     """
     calibration = text or "builtin"
     part: Part = "all" if eval_text else "train"
+    going = "25%" if drop is None else drop
+    if search is not None:
+        search = msgspec.structs.replace(search, text=calibration, part=part, drop=going)
     return Recipe(
         model=model,
         load=load or LoadSettings(),
         survey=SurveySettings(text=calibration, part=part),
-        plan=PlanSettings(drop="25%" if drop is None else drop),
+        search=search,
+        plan=PlanSettings(drop=going),
         heal=HealSettings(text=calibration, part=part, steps=heal_steps) if heal_steps else None,
         evaluate=EvaluateSettings(
             text=eval_text or calibration, part="all" if eval_text else "held-out"
@@ -102,17 +109,26 @@ def commented_recipe() -> str:
     for field in msgspec.structs.fields(Recipe):
         lines += _comment(help_texts.get(("Recipe", field.name), ""), indent=0)
         value = getattr(Recipe(heal=HealSettings(part="train")), field.name)
-        if not isinstance(value, Settings):
-            lines += [f"{field.name}: {_yaml(value)}", ""]
-            continue
-        lines.append(f"{field.name}:")
-        for key, default in msgspec.structs.asdict(value).items():
-            owners = (owner.__name__ for owner in type(value).__mro__)
-            text = next((help_texts[o, key] for o in owners if (o, key) in help_texts), "")
-            lines += _comment(text, indent=2)
-            lines.append(f"  {key}: {_yaml(default)}")
+        if isinstance(value, Settings):
+            lines += _section(field.name, value, help_texts)
+        else:
+            lines.append(f"{field.name}: {_yaml(value)}")
+        if field.name == "search":
+            shown = _section(field.name, SearchSettings(part="train"), help_texts)
+            lines += [f"# {line}" for line in shown]
         lines.append("")
     return "\n".join(lines)
+
+
+def _section(
+    name: str, settings: Settings, help_texts: dict[tuple[str, str], str]
+) -> Iterator[str]:
+    yield f"{name}:"
+    owners = [owner.__name__ for owner in type(settings).__mro__]
+    for key, default in msgspec.structs.asdict(settings).items():
+        text = next((help_texts[o, key] for o in owners if (o, key) in help_texts), "")
+        yield from _comment(text, indent=2)
+        yield f"  {key}: {_yaml(default)}"
 
 
 def _yaml(value: object) -> str:
@@ -147,7 +163,7 @@ def _explained(message: str) -> str:
     match = re.search(r"unknown field `(.+?)`(?: - at `\$\.?(.*?)`)?$", message)
     if match is None:
         return " ".join(message.split())
-    owner: Settings = Recipe(heal=HealSettings())
+    owner: Settings = Recipe(search=SearchSettings(), heal=HealSettings())
     if match[2]:
         owner = getattr(owner, match[2])
     known = owner.__struct_fields__

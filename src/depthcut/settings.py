@@ -296,6 +296,9 @@ class Recipe(Settings, frozen=True, kw_only=True):
     """smollm2 (embedded), a local folder, a hub id, or a .gguf file."""
     load: LoadSettings = LoadSettings()
     survey: SurveySettings = SurveySettings(part="train")
+    search: SearchSettings | None = None
+    """Left out: the plan is chosen by the survey's scores. Else the search finds the layers, and
+    the survey is for the report; its drop must hold the plan's."""
     plan: PlanSettings = PlanSettings(drop="25%")
     heal: HealSettings | None = None
     """Left out: no training after the cut."""

@@ -97,7 +97,8 @@ def plan_from_search(search: Search, settings: PlanSettings) -> Plan:
 
     Raises:
         SettingsError: Another budget than drop, keep or params.
-        PlanError: A number of layers that the search did not come to.
+        PlanError: A number of layers that the search did not come to, or a protected layer that
+            it took.
     """
     started = time.monotonic()
     _check_settings(settings)
@@ -109,6 +110,11 @@ def plan_from_search(search: Search, settings: PlanSettings) -> Plan:
         point = search.find(layer_count(_first_of_size(search.model, choices, settings.params)))
     else:
         point = search.find(budget(settings, layers))
+    taken = {layer for block in point.removed for layer in range(*block)}
+    if both := sorted(taken & set(layer_set(settings.protect or "", layers))):
+        raise PlanError(
+            f"protect {settings.protect}: the search took layer {both[0]}; search with --protect"
+        )
     score = point.kl_divergence if search.settings.objective == "kl" else point.loss
     return Plan(
         origin=Origin.since(started, inputs=plan_inputs(settings, search.origin.inputs)),

@@ -80,6 +80,7 @@ def recipe(results: Results) -> Snippet | None:
         model=survey.model.source,
         load=survey.load,
         survey=survey.settings,
+        search=results.search.settings if results.search and plan.search else None,
         plan=plan.settings,
         heal=results.heal.settings if results.heal else None,
         evaluate=evaluation.settings,

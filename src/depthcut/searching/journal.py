@@ -55,6 +55,8 @@ class Journal:
             self._file.seek(good)
             if not good:
                 self._write({"inputs": inputs})
+        except OutputError:  # an OSError itself
+            raise
         except OSError as error:
             raise OutputError(
                 f"cannot write {path}: {error.strerror}; choose another --out"

@@ -55,7 +55,10 @@ def running_some_layers(loaded: LoadedModel) -> Iterator[RunSomeLayers]:
         ArchitectureError: The layers cannot be found, or pass more from one to the next than
             the residual stream, so that a pass cannot begin between them.
     """
-    switches = [_Switch(layer, index) for index, layer in enumerate(loaded.layers)]
+    deepest = len(loaded.layers) - 1
+    switches = [
+        _Switch(layer, index, last=index == deepest) for index, layer in enumerate(loaded.layers)
+    ]
     with contextlib.ExitStack() as stack:
         stack.enter_context(in_eval_mode(loaded.model))
         _learn_forms(loaded, switches)
@@ -95,12 +98,13 @@ def running_some_layers(loaded: LoadedModel) -> Iterator[RunSomeLayers]:
 class _Switch:
     """One layer, on or off."""
 
-    def __init__(self, layer: nn.Module, index: int) -> None:
-        self.layer, self.index = layer, index
+    def __init__(self, layer: nn.Module, index: int, *, last: bool) -> None:
+        self.layer, self.index, self.last = layer, index, last
         self.on = True
         self.observe: Observe | None = None
         self.entering: Tensor | None = None
         self.left: Tensor | None = None
+        """What left the last layer."""
         self.form: int | None = None
         """Of what the layer returns: a tuple of so many, or None: the state alone."""
 
@@ -115,7 +119,8 @@ class _Switch:
             if self.entering is not None:
                 state = self.entering.to(state.device)
             if not self.on:
-                self.left = state
+                if self.last:
+                    self.left = state
                 return state if self.form is None else (state, *[None] * (self.form - 1))
             if self.observe is not None:
                 self.observe(self.index, state)
@@ -124,7 +129,8 @@ class _Switch:
             else:
                 kwargs["hidden_states"] = state
             output = inner(*args, **kwargs)
-            self.left = output if isinstance(output, Tensor) else output[0]
+            if self.last:
+                self.left = _state_of(output)
             return output
 
         self.layer.forward = forward
@@ -153,19 +159,35 @@ def _refuse_side_channels(loaded: LoadedModel, run: RunSomeLayers) -> None:
     """A pass that begins between any two layers must give what the whole one gives."""
     ids, every = _probe(loaded), range(len(loaded.layers))
     entered: list[Tensor] = []
-    whole = run(ids, every, head=False, observe=lambda _, state: entered.append(state))
+    left: list[Tensor] = []
+    with contextlib.ExitStack() as stack:
+        for layer in loaded.layers:
+            hook = layer.register_forward_hook(lambda *told: left.append(_state_of(told[-1])))
+            stack.callback(hook.remove)
+        whole = run(ids, every, head=False, observe=lambda _, state: entered.append(state))
     if len(entered) != len(every):
         raise ArchitectureError(
             f"{loaded.facts.source} ran {len(entered)} of its {len(every)} layers: it cannot be "
             "run in part"
         )
-    for depth in {1, len(every) // 2, len(every) - 1} - {0}:
-        again = run(ids, every[depth:], entering=entered[depth], head=False)
-        if not torch.equal(again, whole):
-            raise ArchitectureError(
-                f"the layers of {loaded.facts.source} ({loaded.facts.model_type}) pass more to "
-                "each other than the residual stream: a pass cannot begin between them"
-            )
+    handed_on = zip(left, entered[1:], strict=False)
+    try:
+        alike = all(torch.equal(one.to(other.device), other) for one, other in handed_on) and all(
+            torch.equal(run(ids, every[depth:], entering=entered[depth], head=False), whole)
+            for depth in every[1:]
+        )
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError):
+        alike = False  # a layer misses what one that did not run would have left for it
+    if not alike:
+        raise ArchitectureError(
+            f"the layers of {loaded.facts.source} ({loaded.facts.model_type}) pass more to "
+            "each other than the residual stream: a pass cannot begin between them"
+        )
+
+
+def _state_of(output: Any) -> Tensor:
+    state: Tensor = output if isinstance(output, Tensor) else output[0]
+    return state
 
 
 def _probe(loaded: LoadedModel) -> Tensor:

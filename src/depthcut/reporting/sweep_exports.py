@@ -57,12 +57,10 @@ def _text(sweep: Sweep, judged: JudgedText) -> Iterator[str]:
         f"perplexity {estimate(judged.untouched.perplexity)}. **Bold**: the best of its column; "
         "*italic*: tied with it."
     )
-    yield from ("", "Perplexity by number of removed layers:", "")
-    rows = [(name, *map(_perplexity, cells)) for name, cells in by_way.items()]
-    yield from _table(_by_count(sweep), rows)
-    yield from ("", "KL divergence from the untouched model, nats:", "")
-    rows = [(name, *map(_divergence, cells)) for name, cells in by_way.items()]
-    yield from _table(_by_count(sweep), rows)
+    for title, shown in _TABLES.items():
+        yield from ("", f"{title}, by number of removed layers:", "")
+        rows = [(name, *map(shown, cells)) for name, cells in by_way.items()]
+        yield from _table(_by_count(sweep), rows)
 
 
 def _by_count(sweep: Sweep) -> tuple[str, ...]:
@@ -76,8 +74,19 @@ def _perplexity(cell: Cell | None) -> str:
     return f"{mark}{estimate(cell.said.perplexity)}{mark}"
 
 
+def _lost(cell: Cell | None) -> str:
+    return "–" if cell is None else estimate(cell.said.loss_difference, sign=True)
+
+
 def _divergence(cell: Cell | None) -> str:
     return "–" if cell is None else estimate(cell.said.kl_divergence)
+
+
+_TABLES = {
+    "Perplexity": _perplexity,
+    "Log-perplexity lost, nats, ± paired with the untouched model": _lost,
+    "KL divergence from the untouched model, nats": _divergence,
+}
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

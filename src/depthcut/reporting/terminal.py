@@ -126,8 +126,8 @@ def sweep_tables(sweep: Sweep) -> RenderableType:
     parts: list[RenderableType] = [escape(head), standing]
     for judged in sweep.judged:
         text = escape(short_source(judged.text.source))
-        title = f"Perplexity on {text}, by number of removed layers"
-        table = Table("way", title=title, title_justify="left")
+        parts.append(f"Perplexity on {text}, by number of removed layers:")
+        table = Table("way")
         for count in (0, *shown):
             table.add_column(str(count), justify="right")
         untouched = score(judged.untouched.perplexity.value)

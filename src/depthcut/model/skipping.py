@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from depthcut.model.batching import fitting_batch_size, free_memory_bytes
+from depthcut.model.gates import gate_gradients
 from depthcut.model.kept_states import KeptStates
 from depthcut.model.loading import LoadedModel
 from depthcut.model.ranks import all_ranks
@@ -67,7 +68,7 @@ class Skipper:
         self.whole: Kept = tuple(range(len(loaded.layers)))
         self.batches = batches
         self.work = Work(0, 0)
-        self._run, self._device = run, loaded.device
+        self._run, self._loaded, self._device = run, loaded, loaded.device
         self._kept = KeptStates(memory_bytes)
         self._base = self.whole
         self._passing: set[Kept] = set()
@@ -121,6 +122,18 @@ class Skipper:
                 self._discard(number, but_of=stack[:length])
         finally:
             self._discard(number)
+
+    def gate_gradients(self, number: int, *, directions: int, seed: int) -> Tensor:
+        """Gradients by one gate a layer of a batch's predictions, see `gates.gate_gradients`."""
+        batch = self.batches[number]
+        found = gate_gradients(
+            self._run, self._loaded, batch, directions=directions, seed=seed + number
+        )
+        # One pass forward and one backward for the loss and each direction: as much work again.
+        passes = (2 + directions) * len(batch.ids)
+        layers, heads = self.work
+        self.work = Work(layers + passes * len(self.whole), heads + passes)
+        return found
 
     def forget(self, number: int) -> None:
         """Give back what is kept of a batch that is not asked for again."""

@@ -1,5 +1,6 @@
 """What a search is asked for, resolved for a model."""
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -19,6 +20,11 @@ class Asked:
     @property
     def most(self) -> int:
         return self.counts[-1]
+
+    @property
+    def largest_block(self) -> int:
+        """Layers in the largest block that is taken, or scored, at once."""
+        return self.settings.largest_block or math.ceil(len(self.free) / 4)
 
     def generator(self) -> random.Random:
         """Seeded, so that a search repeats itself."""

@@ -9,8 +9,9 @@ from depthcut.searching.trials import Removed, Trials
 def last(trials: Trials, asked: Asked) -> Iterator[Removed]:
     """The deepest layers but for the last one.
 
-    The simple heuristic of Gromov et al. 2024 (arXiv:2403.17887), which arXiv:2411.15558 finds
-    hard to beat once the result is fine-tuned.
+    The simple heuristic of Gromov et al. 2024 (arXiv:2403.17887). Lu et al. (arXiv:2411.15558)
+    find that the last layers, the very last among them, are hard to beat once the rest is
+    fine-tuned; here the very last goes only if no other may.
     """
     final = trials.whole[-1]
     deepest = [layer for layer in reversed(asked.free) if layer != final]

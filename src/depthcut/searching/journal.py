@@ -7,9 +7,8 @@ for until it reaches the point where it was stopped.
 import json
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from depthcut.errors import OutputError
 
@@ -30,6 +29,19 @@ class Entry(NamedTuple):
     """Of the search so far."""
 
 
+class Gates(NamedTuple):
+    """Gradients by the gates of all layers on one batch."""
+
+    gates: int
+    """The batch."""
+    rows: tuple[tuple[tuple[float, ...], ...], ...]
+    """By sequence and direction, for each layer."""
+    layers: int
+    """As of an `Entry`."""
+    heads: int
+    seconds: float
+
+
 class Journal:
     """An append-only file; without a path it is kept in memory only."""
 
@@ -44,6 +56,9 @@ class Journal:
             OutputError: It is another search's, or cannot be written.
         """
         self.entries: list[Entry] = []
+        self.gates: list[Gates] = []
+        self.last: Entry | Gates | None = None
+        """What was measured last."""
         self.path = path
         self._file: IO[bytes] | None = None
         if path is None:
@@ -68,8 +83,8 @@ class Journal:
         entries must read as many, or a batch would be another one."""
         return next((len(entry.loss) for entry in self.entries if entry.batch == 0), None)
 
-    def add(self, entry: Entry) -> None:
-        self.entries.append(entry)
+    def add(self, entry: Entry | Gates) -> None:
+        self._take(entry)
         self._write(entry._asdict())
 
     def close(self) -> None:
@@ -98,10 +113,19 @@ class Journal:
                 f"{path} is what another search left (other settings, model or text): remove it, "
                 "or choose another --out"
             )
-        self.entries = [_entry(json.loads(line)) for line in lines if line]
+        for line in filter(None, lines):
+            values = json.loads(line)
+            kind = Gates if "gates" in values else Entry
+            self._take(kind(**{name: _frozen(value) for name, value in values.items()}))
         return good
 
+    def _take(self, entry: Entry | Gates) -> None:
+        self.last = entry
+        if isinstance(entry, Gates):
+            self.gates.append(entry)
+        else:
+            self.entries.append(entry)
 
-def _entry(line: dict[str, Sequence[float] | float]) -> Entry:
-    values = (tuple(value) if isinstance(value, list) else value for value in line.values())
-    return Entry(*values)  # type: ignore[arg-type]  # as written by add
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

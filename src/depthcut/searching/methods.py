@@ -35,11 +35,48 @@ class Method:
         return found
 
 
+_SLEB = "Song et al. 2024, SLEB, arXiv:2402.09025"
+
 METHODS: Mapping[str, Method] = {
     "greedy": Method(
         "greedy",
-        "Song et al. 2024, SLEB, arXiv:2402.09025",
+        _SLEB,
         "one layer at a time, each time the one whose removal costs least, measured anew",
+    ),
+    "block": Method(
+        "greedy",
+        f"Gromov et al. 2024, arXiv:2403.17887; {_SLEB}",
+        "the single block of each number of layers whose removal costs least",
+    ),
+    "greedy-block": Method(
+        "greedy",
+        _SLEB,
+        "one block at a time: at each number of layers the best size of the last block too",
+    ),
+    "floating": Method(
+        "floating",
+        f"Pudil et al. 1994, Pattern Recognition Letters 15; {_SLEB}",
+        "greedy with second thoughts: a layer comes back where fewer are then better than before",
+    ),
+    "beam": Method(
+        "beam",
+        _SLEB,
+        "greedy from the several best choices of each number of layers at once",
+    ),
+    "evolve": Method(
+        "evolve",
+        "Sieberling et al. 2024, EvoPress, arXiv:2410.14649",
+        "mutants of the best choice, ever fewer of them on ever more tokens, in generations",
+    ),
+    "ising": Method(
+        "ising",
+        "Jansen et al. 2026, arXiv:2602.00161",
+        "the least energies of a quadratic form from gradients of gates, measured",
+    ),
+    "exact": Method(
+        "exact",
+        _SLEB,
+        "the least sums of what blocks cost alone, any number of blocks, measured",
     ),
     "last": Method(
         "baselines",

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -35,6 +36,11 @@ from depthcut.text.sequences import Sequences
 _log = logging.getLogger(__name__)
 
 RUNNERS_UP = 5
+_AT_LEAST_ONE = (
+    *("largest_block", "beam_width", "shortlist", "gradients"),
+    *("initially_generated", "offspring", "max_mutations"),
+)
+"""Settings."""
 
 
 def search_model(
@@ -68,7 +74,9 @@ def search_model(
     ranks = all_ranks()
     ranks.refuse_different(inputs, "model, text or setting")
     diary = Journal(None if ranks.rank else journal, inputs)
-    diary.entries = ranks.of_first(diary.entries)
+    diary.entries, diary.gates, diary.last = ranks.of_first(
+        (diary.entries, diary.gates, diary.last)
+    )
     started = time.monotonic()
     with (
         progress(f"search: {settings.method}", None, unit="sequences") as advance,
@@ -134,6 +142,7 @@ def resolve(settings: SearchSettings, layers: int) -> Asked:
         )
     if not 0 <= settings.error_rate < 0.5:
         raise SettingsError(f"error rate {settings.error_rate}: from 0 to below 0.5, such as 0.05")
+    _check_numbers(settings)
     counts = layer_counts(str(settings.drop), layers)
     protected = layer_set(settings.protect or "", layers)
     free = tuple(layer for layer in range(layers) if layer not in protected)
@@ -143,6 +152,30 @@ def resolve(settings: SearchSettings, layers: int) -> Asked:
             f"{settings.protect}; protect fewer or drop fewer"
         )
     return Asked(counts, free, settings)
+
+
+def _check_numbers(settings: SearchSettings) -> None:
+    for name in _AT_LEAST_ONE:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise SettingsError(f"{name} {value}: at least 1")
+    if settings.generations is not None and settings.generations < 0:
+        raise SettingsError(f"generations {settings.generations}: at least 0")
+    survivors, tokens = settings.survivors_per_selection, settings.tokens_per_selection
+    if len(survivors) != len(tokens) or not survivors or min(*survivors, *tokens) < 1:
+        raise SettingsError(
+            f"survivors_per_selection {_numbers(survivors)} and tokens_per_selection "
+            f"{_numbers(tokens)}: as many of one as of the other, each at least 1"
+        )
+    if survivors[-1] != 1:
+        raise SettingsError(
+            f"survivors_per_selection {_numbers(survivors)}: the last selection must leave 1, the "
+            "next parent"
+        )
+
+
+def _numbers(values: Sequence[int]) -> str:
+    return " ".join(map(str, values))
 
 
 def _warn_of_idle(processes: int, trials: Trials) -> None:

@@ -14,7 +14,7 @@ from depthcut.confidence import LEAST_OBSERVATIONS, worse
 from depthcut.model.ranks import ALONE, Ranks
 from depthcut.model.skipping import Losses, Skipper, Work, in_order
 from depthcut.progress import Advance
-from depthcut.searching.journal import Entry, Journal
+from depthcut.searching.journal import Entry, Gates, Journal
 from depthcut.settings import Objective
 
 Removed = tuple[int, ...]
@@ -25,6 +25,7 @@ Reading = tuple[Removed, int]
 _Column = tuple[float, ...]
 _Found = tuple[tuple[_Column, _Column, _Column], Work]
 """Losses by sequence, and what they took."""
+_Rows = tuple[tuple[_Column, ...], ...]
 _FIRST_LOOK_SEQUENCES = LEAST_OBSERVATIONS
 _LOOKS_GROW = 1.5
 
@@ -73,12 +74,13 @@ class Trials:
         self._tokens = [int(batch.mask.sum()) for batch in skipper.batches]
         self._written = {(entry.removed, entry.batch): entry for entry in journal.entries}
         self._known: dict[Removed, dict[int, Losses]] = {}
-        last = journal.entries[-1] if journal.entries else None
+        self._gates = {entry.gates: entry for entry in journal.gates}
+        last = journal.last
         self._work = Work(last.layers, last.heads) if last else Work(0, 0)
         self._noted = Work(0, 0)
         self._started = time.monotonic() - (last.seconds if last else 0.0)
         self._read = 0
-        self._last: Entry | None = None
+        self._last: Entry | Gates | None = None
 
     @property
     def batches(self) -> range:
@@ -170,6 +172,11 @@ class Trials:
             total += self._tokens[number]
         return sorted(found)
 
+    @property
+    def first_look(self) -> range:
+        """Batches that every candidate of a choice reads, unless there is only one."""
+        return range(self._looks()[0])
+
     def ranked(self, candidates: Sequence[Removed], batches: Iterable[int]) -> list[Removed]:
         """Candidates by their mean over some batches, best first."""
         numbers = list(batches)
@@ -211,6 +218,44 @@ class Trials:
                     self._advance(self._sizes[number])
             if len(within) < len(unread):
                 raise BudgetSpentError
+
+    def gate_gradients(self, batches: Iterable[int], *, directions: int, seed: int) -> Tensor:
+        """How predictions change as layers are faded out, see `gates.gate_gradients`.
+
+        Counts as a reading of the batches for the loss and for each direction.
+
+        Returns:
+            Shape (sequences of all the batches, 1 + directions, layers), float64.
+
+        Raises:
+            BudgetSpentError: Before the reading that would go beyond it.
+        """
+        found = []
+        for numbers in self._at_once(batches):
+            if self._evaluations is not None and self.evaluations >= self._evaluations:
+                raise BudgetSpentError
+            self._refuse_late()
+            own = {
+                number: self._own_gates(number, directions, seed)
+                for number in numbers
+                if number not in self._gates and self._ranks.takes(number)
+            }
+            for number, (rows, work) in self._ranks.in_order(own).items():
+                self._work = _sum(self._work, work)
+                self._gates[number] = Gates(number, rows, *self._work, self.seconds)
+                self._journal.add(self._gates[number])
+            for number in numbers:
+                self._last = self._gates[number]
+                self._read += (1 + directions) * self._sizes[number]
+                self._advance((1 + directions) * self._sizes[number])
+                found.append(torch.tensor(self._gates[number].rows, dtype=torch.float64))
+        return torch.cat(found)
+
+    def _own_gates(self, number: int, directions: int, seed: int) -> tuple[_Rows, Work]:
+        gradients = self._skipper.gate_gradients(number, directions=directions, seed=seed)
+        before, self._noted = self._noted, self._skipper.work
+        rows = tuple(tuple(map(tuple, each)) for each in gradients.tolist())
+        return rows, _difference(self._noted, before)
 
     def _at_once(self, batches: Iterable[int]) -> Iterator[list[int]]:
         """Batches, as many as there are processes at a time."""

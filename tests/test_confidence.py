@@ -9,8 +9,8 @@ from torch import Tensor
 
 from depthcut.confidence import LEAST_OBSERVATIONS, lower_bound, worse
 
-LOOKS = (16, 24, 36, 54, 81, 122, 183, 275, 412)
-RACES = 400
+LOOKS = (24, 36, 54, 81, 122, 183, 275, 412)
+RACES = 2000
 
 Draw = Callable[[torch.Generator], Tensor]
 
@@ -33,7 +33,7 @@ def _heavy_tails(generator: torch.Generator) -> Tensor:
     return normals[0] / (normals[1:].square().mean(0)).sqrt()
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.2])
+@pytest.mark.parametrize("rate", [0.002, 0.01, 0.05, 0.2])
 @pytest.mark.parametrize(
     "draw", [_normal, _tail_to_the_left, _tail_to_the_right, _heavy_tails], ids=lambda f: f.__name__
 )
@@ -43,7 +43,7 @@ def test_an_equal_candidate_is_given_up_no_more_often_than_stated(draw: Draw, ra
         any(worse(values[:look], rate) for look in LOOKS)
         for values in (draw(generator) for _ in range(RACES))
     )
-    slack = 2 * math.sqrt(rate * (1 - rate) / RACES)
+    slack = 2 * math.sqrt(rate * (1 - rate) / RACES)  # errors of the count itself
     assert wrong / RACES <= rate + slack
 
 
@@ -69,5 +69,5 @@ def test_too_few_observations_say_nothing() -> None:
     assert lower_bound(few, 0.05) == -math.inf
 
 
-def test_differences_that_never_vary_are_what_they_are() -> None:
-    assert lower_bound(torch.full((LEAST_OBSERVATIONS,), 0.25), 0.05) == 0.25
+def test_differences_that_never_vary_hide_how_they_vary() -> None:
+    assert lower_bound(torch.full((LEAST_OBSERVATIONS,), 0.25), 0.05) == -math.inf

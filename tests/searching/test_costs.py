@@ -9,7 +9,7 @@ from depthcut.searching.journal import Journal
 from depthcut.settings import SearchSettings
 from tests.tiny import build_tiny, save_tiny, tiny_tokenizer
 
-SETTINGS = SearchSettings(tokens=4096, context=32, drop="1:3", error_rate=0)
+SETTINGS = SearchSettings(method="greedy", tokens=4096, context=32, drop="1:3", error_rate=0)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,14 @@ A search is deterministic, so nothing else is kept: it begins anew, and finds he
 for until it reaches the point where it was stopped.
 """
 
-import json
-import os
-import re
+import contextlib
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple, Self
 
-from depthcut.errors import OutputError
+import msgspec
+
+from depthcut import journals
+from depthcut.model.ranks import ALONE, Ranks
 
 
 class Entry(NamedTuple):
@@ -32,8 +33,7 @@ class Entry(NamedTuple):
 class Gates(NamedTuple):
     """Gradients by the gates of all layers on one batch."""
 
-    gates: int
-    """The batch."""
+    batch: int
     rows: tuple[tuple[tuple[float, ...], ...], ...]
     """By sequence and direction, for each layer."""
     layers: int
@@ -42,15 +42,21 @@ class Gates(NamedTuple):
     seconds: float
 
 
-class Journal:
-    """An append-only file; without a path it is kept in memory only."""
+class _Line(msgspec.Struct, frozen=True, omit_defaults=True):
+    entry: Entry | None = None
+    gates: Gates | None = None
 
-    def __init__(self, path: Path | None, inputs: str) -> None:
+
+class Journal:
+    """What was measured, in order; without a path in memory only. A context manager."""
+
+    def __init__(self, path: Path | None, inputs: str, *, ranks: Ranks = ALONE) -> None:
         """Read what is there and go on behind it.
 
         Args:
             path: The file; None: none.
             inputs: Digest of what the search depends on.
+            ranks: Of several processes the first one has the file; all know what is in it.
 
         Raises:
             OutputError: It is another search's, or cannot be written.
@@ -59,23 +65,19 @@ class Journal:
         self.gates: list[Gates] = []
         self.last: Entry | Gates | None = None
         """What was measured last."""
-        self.path = path
-        self._file: IO[bytes] | None = None
-        if path is None:
-            return
-        try:
-            good = self._read(path, inputs) if path.exists() else 0
-            self._file = path.open("r+b" if path.exists() else "xb")
-            self._file.truncate(good)
-            self._file.seek(good)
-            if not good:
-                self._write({"inputs": inputs})
-        except OutputError:  # an OSError itself
-            raise
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {path}: {error.strerror}; choose another --out"
-            ) from error
+        self._lines: journals.Journal[_Line] | None = None
+        self._open = contextlib.ExitStack()
+        if path is not None and not ranks.rank:
+            opened = journals.Journal(path, _Line, inputs=inputs)
+            self._lines = self._open.enter_context(opened)
+        for line in ranks.of_first(list(self._lines or ())):
+            self._take(line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
 
     @property
     def batch_size(self) -> int | None:
@@ -83,49 +85,17 @@ class Journal:
         entries must read as many, or a batch would be another one."""
         return next((len(entry.loss) for entry in self.entries if entry.batch == 0), None)
 
-    def add(self, entry: Entry | Gates) -> None:
-        self._take(entry)
-        self._write(entry._asdict())
+    def add(self, measured: Entry | Gates) -> None:
+        """On return it is on the disk."""
+        line = _Line(entry=measured) if isinstance(measured, Entry) else _Line(gates=measured)
+        self._take(line)
+        if self._lines is not None:
+            self._lines.append(line)
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def delete(self) -> None:
-        """Once its result is written elsewhere."""
-        self.close()
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-    def _write(self, line: dict[str, object]) -> None:
-        if self._file is not None:
-            # One write to the operating system: what a killed process wrote is there.
-            content = json.dumps(line, separators=(",", ":")).encode() + b"\n"
-            os.write(self._file.fileno(), content)
-
-    def _read(self, path: Path, inputs: str) -> int:
-        """Bytes of the whole lines; a last line cut short by a kill does not count."""
-        content = path.read_bytes()
-        good = content.rfind(b"\n") + 1
-        first, *lines = content[:good].split(b"\n")
-        if good and not re.search(rb'"inputs":"%s"' % inputs.encode(), first):
-            raise OutputError(
-                f"{path} is what another search left (other settings, model or text): remove it, "
-                "or choose another --out"
-            )
-        for line in filter(None, lines):
-            values = json.loads(line)
-            kind = Gates if "gates" in values else Entry
-            self._take(kind(**{name: _frozen(value) for name, value in values.items()}))
-        return good
-
-    def _take(self, entry: Entry | Gates) -> None:
-        self.last = entry
-        if isinstance(entry, Gates):
-            self.gates.append(entry)
-        else:
-            self.entries.append(entry)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    def _take(self, line: _Line) -> None:
+        if line.entry is not None:
+            self.last = line.entry
+            self.entries.append(line.entry)
+        if line.gates is not None:
+            self.last = line.gates
+            self.gates.append(line.gates)

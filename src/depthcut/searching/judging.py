@@ -34,7 +34,8 @@ def judge_choices(
         inputs: Digest of what the losses depend on (model, text), for the journal.
         journal: Where what was measured is written on the way. Called again with the same file,
             also with further choices, only what is missing is measured. It is kept.
-        batch_size: Sequences in a forward pass; default: chosen from the memory at hand.
+        batch_size: Sequences in a forward pass; default: chosen from the memory at hand. What goes
+            on behind a journal reads as many as that did.
         title: Of the progress bar.
 
     Returns:
@@ -45,19 +46,18 @@ def judge_choices(
         OutputError: The journal is of another model or text.
         SettingsError: A loss is not a finite number.
     """
-    diary = Journal(journal, inputs)
     wanted = {(), *choices}
     total = len(wanted) * len(sequences.sequences)
     with (
+        Journal(journal, inputs) as diary,
         progress(title, total, unit="sequences") as advance,
-        skipping(loaded, sequences, batch_size=batch_size or diary.batch_size) as skipper,
+        skipping(loaded, sequences, batch_size=diary.batch_size or batch_size) as skipper,
     ):
         trials = Trials(skipper, diary, advance=advance)
         for number in trials.batches:
             trials.measure(list(wanted), [number])
             skipper.forget(number)
         found = {removed: trials.losses(removed) for removed in wanted}
-    diary.close()
     for removed, losses in found.items():
         if not all(bool(column.isfinite().all()) for column in losses):
             raise SettingsError(

@@ -73,12 +73,9 @@ def search_model(
     inputs = search_inputs(loaded.facts.digest, sequences.facts.digest, settings, load)
     ranks = all_ranks()
     ranks.refuse_different(inputs, "model, text or setting")
-    diary = Journal(None if ranks.rank else journal, inputs)
-    diary.entries, diary.gates, diary.last = ranks.of_first(
-        (diary.entries, diary.gates, diary.last)
-    )
     started = time.monotonic()
     with (
+        Journal(journal, inputs, ranks=ranks) as diary,
         progress(f"search: {settings.method}", None, unit="sequences") as advance,
         skipping(loaded, sequences, batch_size=settings.batch_size or diary.batch_size) as skipper,
     ):
@@ -113,7 +110,6 @@ def search_model(
             complete = False
         frontier = tuple(_point(*chosen[count], trials, untouched) for count in sorted(chosen))
         cost = _cost(loaded, trials)
-    diary.close()
     return Search(
         origin=Origin.since(started, inputs=inputs),
         model=loaded.facts,

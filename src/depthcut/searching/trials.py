@@ -74,7 +74,7 @@ class Trials:
         self._tokens = [int(batch.mask.sum()) for batch in skipper.batches]
         self._written = {(entry.removed, entry.batch): entry for entry in journal.entries}
         self._known: dict[Removed, dict[int, Losses]] = {}
-        self._gates = {entry.gates: entry for entry in journal.gates}
+        self._gates = {entry.batch: entry for entry in journal.gates}
         last = journal.last
         self._work = Work(last.layers, last.heads) if last else Work(0, 0)
         self._noted = Work(0, 0)

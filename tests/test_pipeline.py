@@ -254,7 +254,7 @@ def test_a_plan_by_a_criterion_that_is_not_surveyed_is_refused_before_the_survey
 @pytest.fixture
 def searching(recipe: Recipe) -> Recipe:
     search = SearchSettings(
-        text=recipe.survey.text, part="train", context=32, tokens=1024, drop="1:3"
+        method="greedy", text=recipe.survey.text, part="train", context=32, tokens=1024, drop="1:3"
     )
     return msgspec.structs.replace(recipe, search=search, heal=None)
 
@@ -297,7 +297,7 @@ def test_a_killed_search_of_a_run_goes_on(searching: Recipe, tmp_path: Path) -> 
     other = msgspec.structs.replace(
         searching, search=msgspec.structs.replace(searching.search, objective="loss")
     )
-    with pytest.raises(OutputError, match="another search"):
+    with pytest.raises(OutputError, match="was begun with other settings"):
         run(other, tmp_path / "run")
     run(searching, tmp_path / "run")
     assert not journal.exists()
@@ -308,7 +308,7 @@ def test_another_search_replaces_what_a_killed_one_left(searching: Recipe, tmp_p
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_bytes(write_recipe(searching))
     (tmp_path / "run" / "search.json.journal").write_text('{"inputs":"of another"}\n')
-    with pytest.raises(OutputError, match="another search"):
+    with pytest.raises(OutputError, match="was begun with other settings"):
         run(searching, tmp_path / "run")
     run(searching, tmp_path / "run", overwrite=True)
 

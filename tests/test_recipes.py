@@ -138,6 +138,13 @@ def test_the_commented_recipe_shows_a_search_that_can_be_switched_on(tmp_path: P
 
 
 def test_a_common_search_is_on_the_same_text_for_as_many_layers() -> None:
-    recipe = common_recipe("m", text="a.txt", drop=3, search=SearchSettings(method="greedy"))
+    recipe = common_recipe("m", text="a.txt", drop=3)
     assert recipe.search == SearchSettings(text="a.txt", part="train", drop=3)
-    assert common_recipe("m").search is None
+
+
+def test_quick_takes_a_survey_s_word_and_best_searches_on_more() -> None:
+    quick, best = common_recipe("m", effort="quick"), common_recipe("m", effort="best").search
+    assert quick.search is None
+    assert quick.plan.criterion in quick.survey.criteria
+    assert best is not None
+    assert best.tokens > SearchSettings().tokens

@@ -424,12 +424,17 @@ def run(
     load: LoadSettings | None = None,
     token: str | None = None,
 ) -> None:
+    quick: bool = False,
+    best: bool = False,
     """Do all stages in order, in one folder.
 
     Args:
         source: A recipe (.yaml, see `depthcut recipe`), or a model for the common case.
         text: Calibration text, or several with weights (wiki.txt:2 chat.jsonl:1); seven of eight
             of its sequences are used. Default: builtin.
+    The layers are chosen by a search with the model in the loop; --quick takes a survey's word,
+    --best searches longer.
+
         eval_text: Text to judge on, or several; default: the other sequences of the calibration
             text.
         drop: How many layers to remove: 7, or a share such as 25% (the default).
@@ -438,19 +443,24 @@ def run(
         token: Access token of the model hub.
     """
     from depthcut.recipes import common_recipe, read_recipe
+        quick: Choose the layers by one pass over the text, by block influence.
+        best: Choose them by a wider search on four times the text.
 
     _use_token(token)
     if Path(source).suffix in (".yaml", ".yml"):
         given = [name for name, value in (("text", text), ("eval-text", eval_text), ("drop", drop),
-                 ("heal-steps", heal_steps), ("load options", load)) if value]  # fmt: skip
+                 ("heal-steps", heal_steps), ("quick", quick), ("best", best),
+                 ("load options", load)) if value]  # fmt: skip
         if given:
             raise SettingsError(f"{given[0]} and a recipe: write it into {source} instead")
         recipe = read_recipe(Path(source))
     else:
         recipe = common_recipe(
             source, text=text, eval_text=eval_text, drop=drop, heal_steps=heal_steps,
-            load=load or LoadSettings(),
+            effort="quick" if quick else "best" if best else "usual", load=load or LoadSettings(),
         )  # fmt: skip
+        if quick and best:
+            raise SettingsError("--quick and --best: choose one of them")
     _run(recipe, out, overwrite=overwrite)
 
 

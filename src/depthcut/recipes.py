@@ -3,8 +3,9 @@
 import ast
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -22,6 +23,9 @@ from depthcut.settings import (
     SurveySettings,
     Texts,
 )
+
+Effort = Literal["quick", "usual", "best"]
+"""What choosing the layers may cost."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -43,6 +47,13 @@ def write_recipe(recipe: Recipe) -> bytes:
     return msgspec.yaml.encode(recipe)
 
 
+_SEARCHES: Mapping[Effort, SearchSettings | None] = {
+    "quick": None,
+    "usual": SearchSettings(),
+    "best": SearchSettings(method="beam", tokens=65536),
+}
+
+
 def common_recipe(
     model: str,
     *,
@@ -50,18 +61,23 @@ def common_recipe(
     eval_text: Texts | None = None,
     drop: int | str | None = None,
     heal_steps: int = 0,
-    search: SearchSettings | None = None,
+    effort: Effort = "usual",
     load: LoadSettings | None = None,
 ) -> Recipe:
     """The recipe of the common case.
 
     One text serves both sides: seven of eight sequences calibrate and train, the others judge.
-    With `eval_text` each text serves one side whole. A search, if one is given, finds as many
-    layers as go, on the same text.
+    With `eval_text` each text serves one side whole.
+
+    How the layers are chosen was chosen itself by a sweep of every way (docs/log.md). quick takes
+    those of least block influence, the best of what a survey alone tells; usual searches with
+    second thoughts (floating), which found no worse choices than any dearer search; best keeps
+    several choices on the way and reads four times as much.
     """
     calibration = text or "builtin"
     part: Part = "all" if eval_text else "train"
     going = "25%" if drop is None else drop
+    search = _SEARCHES[effort]
     if search is not None:
         search = msgspec.structs.replace(search, text=calibration, part=part, drop=going)
     return Recipe(
@@ -69,7 +85,7 @@ def common_recipe(
         load=load or LoadSettings(),
         survey=SurveySettings(text=calibration, part=part),
         search=search,
-        plan=PlanSettings(drop=going),
+        plan=PlanSettings(drop=going, criterion="block-influence"),
         heal=HealSettings(text=calibration, part=part, steps=heal_steps) if heal_steps else None,
         evaluate=EvaluateSettings(
             text=eval_text or calibration, part="all" if eval_text else "held-out"
@@ -80,11 +96,11 @@ def common_recipe(
 def demo_recipe(*, quick: bool = False) -> Recipe:
     """The embedded model and text, sized for two cores; `quick` reads and trains less.
 
-    It takes the layers of lowest block influence: the best block by angular distance may hold
-    layer 11 of this model, which costs three times as much (docs/log.md).
+    Quick, it takes the layers of least block influence; else it searches, on few tokens.
     """
     return Recipe(
         survey=SurveySettings(part="train", tokens=8192 if quick else 32768),
+        search=None if quick else SearchSettings(part="train", drop=5, tokens=4096, context=128),
         plan=PlanSettings(drop=5, criterion="block-influence"),
         heal=HealSettings(
             part="train",

@@ -67,7 +67,7 @@ def make_search(layers: int = 30, *, source: str = "smollm2", complete: bool = T
         origin=ORIGIN,
         model=make_facts(layers, source=source),
         text=TextFacts(source="builtin", digest="d" * 32, sequences=64, tokens=16_384),
-        settings=SearchSettings(),
+        settings=SearchSettings(method="greedy"),
         load=LoadSettings(),
         paper="Song et al. 2024, SLEB, arXiv:2402.09025",
         untouched=Estimate(value=3.0, stderr=0.03),

@@ -1,6 +1,7 @@
 """Which ways are best, which are tied with them, how far behind the others are."""
 
 import math
+from array import array
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from depthcut.reporting.sweep_tables import (
     standings,
     taken,
 )
-from tests.reporting.sweeps_for_tests import TEXTS, WAYS, make_sweep
+from tests.reporting.sweeps_for_tests import SEQUENCES, TEXTS, WAYS, make_sweep
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,27 @@ def test_tied_is_within_two_errors_of_the_paired_difference(sweep: Sweep) -> Non
     second = row[1]
     assert second.said.loss.value - best.said.loss.value < second.said.loss.stderr
     assert not second.tied
+
+
+def test_a_way_that_is_worse_by_chance_is_tied(sweep: Sweep) -> None:
+    judged = sweep.judged[0]
+    first, second = (judged.find(way.choices[0].removed) for way in sweep.ways[:2])
+    shaken = array("f", first.by_sequence)
+    for place in range(SEQUENCES):
+        shaken[place] += 0.002 + (0.05 if place % 2 else -0.05)
+    near = msgspec.structs.replace(
+        second,
+        by_sequence=shaken.tobytes(),
+        loss=msgspec.structs.replace(first.loss, value=first.loss.value + 0.002),
+    )
+    others = tuple(near if each is second else each for each in judged.judgements)
+    changed = msgspec.structs.replace(judged, judgements=others)
+    row = cells(sweep, changed, 1)
+    assert [(cell.best, cell.tied) for cell in row[:3]] == [
+        (True, True),
+        (False, True),
+        (False, False),
+    ]
 
 
 def test_ways_that_take_the_same_layers_are_best_together(sweep: Sweep) -> None:

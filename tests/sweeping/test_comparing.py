@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(place: Path, **changes: Any) -> SweepSettings:
     settings = {
-        "criteria": ("angular,angular/last,kl-block:2", "taylor,greedy,last,random:1"),
+        "criteria": ("angular,angular/last,loss-block:2", "taylor,greedy,last,random:1"),
         "drop": "1:3",
         "text": str(place / "text.txt"),
         "context": 64,
@@ -52,7 +52,7 @@ def swept(place: Path) -> Sweep:
 
 
 def test_every_way_chooses_every_number_of_layers(swept: Sweep) -> None:
-    names = ("angular", "angular/last", "kl-block:2", "taylor", "greedy", "last", "random:1")
+    names = ("angular", "angular/last", "loss-block:2", "taylor", "greedy", "last", "random:1")
     assert tuple(way.name for way in swept.ways) == names
     for way in swept.ways:
         assert [choice.count for choice in way.choices] == [1, 2, 3]
@@ -62,10 +62,10 @@ def test_every_way_chooses_every_number_of_layers(swept: Sweep) -> None:
 
 def test_ways_choose_what_their_stages_choose(place: Path, swept: Sweep) -> None:
     survey = read_record(place / "out" / "survey.json", Survey)
-    plan = depthcut.plan(survey, PlanSettings(drop=2, criterion="kl-block", blocks=2))
-    chosen = swept.way("kl-block:2").find(2)
-    assert chosen
-    assert chosen.removed == plan.removed
+    for choice in swept.way("loss-block:2").choices:
+        settings = PlanSettings(drop=choice.count, criterion="loss-block", blocks=2)
+        assert choice.removed == depthcut.plan(survey, settings).removed
+    assert any(len(choice.removed) == 2 for choice in swept.way("loss-block:2").choices)
     search = read_record(place / "out" / "searches" / "greedy.json", Search)
     chosen = swept.way("greedy").find(3)
     assert chosen
@@ -128,7 +128,7 @@ def test_the_same_command_finds_everything_there(place: Path, swept: Sweep) -> N
 
 
 def test_a_further_way_takes_what_holds(place: Path, swept: Sweep) -> None:
-    more = asked(place, criteria=("angular,angular/last,kl-block:2,taylor,greedy,last,random:2",))
+    more = asked(place, criteria=("angular,angular/last,loss-block:2,taylor,greedy,last,random:2",))
     with pytest.raises(OutputError, match="--overwrite"):
         depthcut.sweep(place / "model", more, out=place / "out")
     said: list[str] = []
@@ -169,6 +169,32 @@ def test_a_killed_sweep_goes_on(place: Path, swept: Sweep, dies_at: int, tmp_pat
         ]
 
 
+def test_what_was_judged_goes_on_in_batches_of_the_same_size(
+    place: Path, swept: Sweep, tmp_path: Path
+) -> None:
+    few = asked(place, criteria=("last",), batch_size=3)
+    depthcut.sweep(place / "model", few, out=tmp_path)
+    more = asked(place, criteria=("last,angular",), batch_size=2)
+    found = depthcut.sweep(place / "model", more, out=tmp_path, overwrite=True)
+    for one, other in zip(found.judged, swept.judged, strict=True):
+        for judgement in one.judgements:
+            expected = numbers(other.find(judgement.removed))
+            assert numbers(judgement) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_a_search_that_was_killed_with_other_settings_is_replaced_when_asked(
+    place: Path, tmp_path: Path
+) -> None:
+    settings = asked(place, criteria=("greedy",))
+    journal = tmp_path / "searches" / "greedy.json.journal"
+    journal.parent.mkdir()
+    journal.write_text('{"inputs":"of another"}\n')
+    with pytest.raises(OutputError, match="begun with other settings"):
+        depthcut.sweep(place / "model", settings, out=tmp_path)
+    depthcut.sweep(place / "model", settings, out=tmp_path, overwrite=True)
+    assert not journal.exists()
+
+
 def removed(sweep: Sweep) -> list[object]:
     return [choice.removed for way in sweep.ways for choice in way.choices]
 
@@ -183,6 +209,7 @@ def test_without_a_judge_every_eighth_sequence_judges(place: Path) -> None:
     )
     (judged,) = found.judged
     assert found.settings.part == "all"
+    assert judged.name == f"{place / 'text.txt'}, every eighth sequence"
     whole = depthcut.sweep(
         place / "model", asked(place, criteria=("last", "angular"), search_tokens=64)
     )
@@ -202,6 +229,7 @@ def test_a_model_and_texts_in_memory(place: Path) -> None:
     )
     judged = found.judged[0].find(found.way("last").choices[0].removed)
     assert judged.loss.value > 0
+    assert found.judged[0].name == "mine"
     assert found.calibration == "in memory"
 
 
@@ -218,14 +246,19 @@ def test_many_criteria_are_surveyed_by_what_they_share(place: Path, tmp_path: Pa
         *("euclidean", "euclidean", "cka", "block-influence", "block-influence"),
         *("relative-magnitude", "relative-magnitude", "kl-block", "kl-block"),
     ]
-    assert len({way.seconds for way in found.ways}) == 2
+    for way in found.ways:
+        group = "losses" if way.name == "kl-block" else "states"
+        survey = read_record(tmp_path / "surveys" / f"{group}.json", Survey)
+        assert way.seconds == survey.origin.seconds
 
 
 def test_each_criterion_can_have_a_time_of_its_own(place: Path, tmp_path: Path) -> None:
     settings = asked(place, criteria=("angular,cosine",), drop="1", time_each=True)
     found = depthcut.sweep(place / "model", settings, out=tmp_path)
     assert sorted(path.stem for path in (tmp_path / "surveys").iterdir()) == ["angular", "cosine"]
-    assert len({way.seconds for way in found.ways}) == 2
+    for way in found.ways:
+        survey = read_record(tmp_path / "surveys" / f"{way.name}.json", Survey)
+        assert way.seconds == survey.origin.seconds
 
 
 def test_a_survey_of_losses_takes_the_passes_that_are_counted(place: Path) -> None:

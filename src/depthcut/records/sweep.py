@@ -79,6 +79,11 @@ class JudgedText(Record, frozen=True, kw_only=True):
     """The untouched model's first; each distinct choice once."""
 
     @property
+    def name(self) -> str:
+        """As it was asked for."""
+        return self.text.source
+
+    @property
     def untouched(self) -> Judgement:
         return self.judgements[0]
 
@@ -91,9 +96,7 @@ class JudgedText(Record, frozen=True, kw_only=True):
         for each in self.judgements:
             if each.removed == tuple(removed):
                 return each
-        raise RecordError(
-            f"{self.text.source} did not judge the model without {layers_in_words(removed)}"
-        )
+        raise RecordError(f"{self.name} did not judge the model without {layers_in_words(removed)}")
 
     def difference(
         self, first: Judgement, second: Judgement, measure: Measure = "loss"
@@ -157,9 +160,7 @@ class Sweep(Record, frozen=True, kw_only=True):
                     numbers = [part for each in estimates for part in (each.value, each.stderr)]
                     words = layers_in_words(choice.removed).rpartition(" (")[0].partition(" ")[2]
                     cost = (choice.seconds, choice.forwards, way.tokens)
-                    found.append(
-                        (judged.text.source, way.name, choice.count, words, *numbers, *cost)
-                    )
+                    found.append((judged.name, way.name, choice.count, words, *numbers, *cost))
         return found
 
     def _repr_html_(self) -> str:

@@ -96,7 +96,7 @@ def _perplexities(sweep: Sweep, judged: JudgedText, number: int) -> Figure:
         sweep,
         points,
         name=f"{_file_name(judged, number)}-perplexity",
-        title=f"Perplexity on {short_source(judged.text.source)}",
+        title=f"Perplexity on {short_source(judged.name)}",
         measure="perplexity",
         caption=(
             "Bars: one standard error of the loss, paired with the untouched model; logarithmic "
@@ -117,7 +117,7 @@ def _divergences(sweep: Sweep, judged: JudgedText, number: int) -> Figure:
         sweep,
         points,
         name=f"{_file_name(judged, number)}-kl",
-        title=f"KL divergence on {short_source(judged.text.source)}",
+        title=f"KL divergence on {short_source(judged.name)}",
         measure="KL divergence, nats",
         caption="From the untouched model; bars: one standard error; logarithmic scale.",
     )
@@ -247,6 +247,6 @@ def _height(points: Sequence[_Point]) -> Spec:
 
 def _file_name(judged: JudgedText, number: int) -> str:
     """Of a figure: the text's number and the last part of its name, in letters that files take."""
-    letters = re.sub(r"[^a-z0-9]+", "-", short_source(judged.text.source).lower()).strip("-")
+    letters = re.sub(r"[^a-z0-9]+", "-", short_source(judged.name).lower()).strip("-")
     name = letters[:32].strip("-")
     return f"frontier-{number}-{name}" if name else f"frontier-{number}"

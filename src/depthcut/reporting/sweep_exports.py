@@ -51,7 +51,7 @@ def sweep_markdown(sweep: Sweep) -> str:
 
 def _text(sweep: Sweep, judged: JudgedText) -> Iterator[str]:
     by_way = cells_by_way(sweep, judged)
-    yield from ("", f"## {judged.text.source}", "")
+    yield from ("", f"## {judged.name}", "")
     yield (
         f"{judged.text.tokens:,} tokens, {judged.text.sequences:,} sequences; untouched: "
         f"perplexity {estimate(judged.untouched.perplexity)}. **Bold**: the best of its column; "

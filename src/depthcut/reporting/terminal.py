@@ -125,7 +125,7 @@ def sweep_tables(sweep: Sweep) -> RenderableType:
     at = [sweep.counts.index(count) for count in shown]
     parts: list[RenderableType] = [escape(head), standing]
     for judged in sweep.judged:
-        text = escape(short_source(judged.text.source))
+        text = escape(short_source(judged.name))
         parts.append(f"Perplexity on {text}, by number of removed layers:")
         table = Table("way")
         for count in (0, *shown):

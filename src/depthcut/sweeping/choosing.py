@@ -22,7 +22,7 @@ from depthcut.records import (
     read_record,
     write_record,
 )
-from depthcut.searching.inputs import search_inputs
+from depthcut.searching.inputs import discard_other_journal, search_inputs
 from depthcut.searching.search import search_model
 from depthcut.settings import (
     LoadSettings,
@@ -137,6 +137,8 @@ class Chooser:
         def make() -> Search:
             if journal is not None:
                 journal.parent.mkdir(parents=True, exist_ok=True)
+                if self.overwrite:
+                    discard_other_journal(journal, inputs)
             return search_model(
                 self.loaded, self.read(settings), settings, self.load, journal=journal
             )

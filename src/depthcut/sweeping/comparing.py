@@ -133,6 +133,7 @@ def _sweep(
                 loaded,
                 ways,
                 sequences,
+                name=name,
                 inputs=inputs_here,
                 journal=journal,
                 batch_size=settings.batch_size,
@@ -143,7 +144,7 @@ def _sweep(
         model=loaded.facts,
         settings=settings,
         load=load,
-        calibration=" + ".join(source.name for source in reading.text.sources),
+        calibration=reading.name,
         calibration_digest=reading.text.digest,
         ways=ways,
         judged=tuple(judged),
@@ -155,6 +156,7 @@ def judge_ways(
     ways: Sequence[Way],
     sequences: Sequences,
     *,
+    name: str,
     inputs: str,
     journal: Path | None = None,
     batch_size: int | None = None,
@@ -165,6 +167,7 @@ def judge_ways(
         loaded: The model.
         ways: What they chose.
         sequences: The text.
+        name: Of the text, for people.
         inputs: Digest of what the losses depend on, for the journal.
         journal: Where what was measured is kept; None: nowhere.
         batch_size: Sequences in a forward pass; default: chosen from the memory at hand.
@@ -181,12 +184,12 @@ def judge_ways(
         inputs=inputs,
         journal=journal,
         batch_size=batch_size,
-        title=f"judge: {sequences.facts.source}",
+        title=f"judge: {name}",
     )
     predicted = [len(ids) - 1 for ids in sequences.sequences]
     untouched = measured[()]
     return JudgedText(
-        text=sequences.facts,
+        text=msgspec.structs.replace(sequences.facts, source=name),
         predicted=tuple(predicted),
         judgements=tuple(
             _judgement(removed, measured[removed], untouched, torch.tensor(predicted))
@@ -256,6 +259,7 @@ class _Reading:
         self.settings = settings
         """Of the text that the ways choose by: its sequences that do not judge."""
         self.text = open_text(settings, texts)
+        self.name = " + ".join(source.name for source in self.text.sources)
         self.judges: dict[str, tuple[TextSettings, Text]] = {}
         """By name: how it is read, and the text."""
         names = (settings.judge,) if isinstance(settings.judge, str) else settings.judge
@@ -290,7 +294,7 @@ class _Reading:
             split=asked.split,
             text_config=asked.text_config,
         )
-        self.judges["held-out"] = how, self.text
+        self.judges[f"{self.name}, every eighth sequence"] = how, self.text
         self.settings = msgspec.structs.replace(asked, part="train")
 
     def _judging(self, name: Texts) -> TextSettings:

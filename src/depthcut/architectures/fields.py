@@ -20,6 +20,7 @@ from depthcut.architectures.values import (
     with_value,
 )
 from depthcut.errors import ArchitectureError, short
+from depthcut.records import LayerPart
 
 Values = list[object]
 Rule = Callable[[Config, int], Values]
@@ -40,6 +41,8 @@ class Cut:
     """The old layer of each new one; any order, repeats allowed."""
     extra: int = 0
     """Layers behind the stack that only predict further tokens; they are left out."""
+    zeroed: frozenset[tuple[int, LayerPart]] = frozenset()
+    """Parts of old layers whose last projection becomes zero."""
 
 
 class Reference(NamedTuple):

@@ -51,13 +51,14 @@ def _body(plan: Plan, before: ModelFacts, result: ModelFacts, *, name: str, vers
     share = 1 - result.parameters / before.parameters if before.parameters else 0.0
     other = "" if before.digest == plan.model.digest else " --other-model"
     than = "fewer" if share >= 0 else "more"
+    again = f"plan.json{' --zero' if plan.zeroed else ''}{other}"
     return f"""\
 # {name}
 
 `{before.source}` ({before.layers} layers, counted from 0) {plan.change}:
 {result.layers} layers and {result.parameters:,} parameters, {abs(share):.1%} {than}. The
 weights are the parent's, bit for bit; nothing was trained after the cut.
-
+{_zeros(plan)}
 ## Provenance
 
 | | |
@@ -82,8 +83,17 @@ tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")
 ## Make it again
 
 ```
-depthcut slice {before.source} plan.json{other} --out NEW_FOLDER
+depthcut slice {before.source} {again} --out NEW_FOLDER
 ```
+"""
+
+
+def _zeros(plan: Plan) -> str:
+    if not plan.zeroed:
+        return ""
+    return f"""
+The last projections of these are set to zero, so that they add nothing: {plan.zeroed_words}.
+They take the room and the time that they took before.
 """
 
 

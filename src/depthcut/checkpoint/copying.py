@@ -26,9 +26,10 @@ _CLONE_RANGE = 0x4020940D
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Bytes [start, stop) of a file."""
+    """Bytes [start, stop) of a file, or so many zeros."""
 
-    file: Path
+    file: Path | None
+    """None: zeros."""
     start: int
     stop: int
 
@@ -78,12 +79,13 @@ def write_ranges(
         _write_all(output, memoryview(head))
         written, begun = len(head), 0
         for part in merge_ranges(ranges):
-            if part.file not in handles:
+            if part.file is not None and part.file not in handles:
                 handles[part.file] = _open(part.file)
-            if share:
-                part, cloned = _clone(handles[part.file], part, output, written, done)  # noqa: PLW2901
+            source = None if part.file is None else handles[part.file]
+            if share and source is not None:
+                part, cloned = _clone(source, part, output, written, done)  # noqa: PLW2901
                 written, begun = written + cloned, written + cloned
-            for content in _read(handles[part.file], part, buffer):
+            for content in _read(source, part, buffer):
                 _write_all(output, content)
                 written += len(content)
                 if written - begun >= _WRITE_BACK_BYTES:
@@ -171,8 +173,14 @@ def _clone_range(source: int, start: int, length: int, target: int, at: int) -> 
     return True
 
 
-def _read(source: int, part: ByteRange, buffer: memoryview) -> Iterator[memoryview]:
+def _read(source: int | None, part: ByteRange, buffer: memoryview) -> Iterator[memoryview]:
     position = part.start
+    if source is None or part.file is None:
+        zeros = memoryview(bytes(min(len(buffer), part.stop - position)))
+        while position < part.stop:
+            yield zeros[: part.stop - position]
+            position += len(zeros)
+        return
     while position < part.stop:
         try:
             count = os.preadv(source, [buffer[: part.stop - position]], position)

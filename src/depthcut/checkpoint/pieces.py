@@ -22,6 +22,8 @@ class Piece:
     sliced: SlicedTensor | None = None
     """None: all bytes."""
     cut: Cut | None = None
+    zero: bool = False
+    """Zeros instead of its bytes."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,6 +45,9 @@ class Piece:
     def ranges(self) -> Iterator[ByteRange]:
         """In the order of the new tensor's bytes."""
         entry = self.entry
+        if self.zero:
+            yield ByteRange(None, 0, self.size_bytes)
+            return
         if self.sliced is None or self.cut is None:
             yield ByteRange(entry.file, entry.start, entry.stop)
             return

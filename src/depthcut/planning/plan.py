@@ -24,11 +24,14 @@ from depthcut.records import (
     Plan,
     Scores,
     Search,
+    Sublayer,
     Survey,
     inputs_digest,
     layer_set,
     merged,
     slices_without,
+    sublayers_of,
+    unit_set,
 )
 from depthcut.settings import PlanSettings
 
@@ -54,7 +57,12 @@ def plan_from_survey(survey: Survey, settings: PlanSettings) -> Plan:
     scores = survey.find(settings.criterion, settings.tokens)
     protected = layer_set(settings.protect or "", survey.model.layers)
     if settings.remove is not None:
-        choice = _by_hand(settings, survey.model.layers)
+        choice, zeroed = by_hand(settings, survey.model.layers)
+        if zeroed:
+            raise SettingsError(
+                f"remove {settings.remove}: {settings.criterion} scores whole layers; name the "
+                "model instead of the survey"
+            )
         # The same number of layers, as far as the criterion scores what can be compared.
         scored = _is_scored(scores, choice)
         ranked = _ranked(scores, layer_count(choice), protected, settings) if scored else []
@@ -140,13 +148,14 @@ def plan_by_hand(model: ModelFacts, settings: PlanSettings) -> Plan:
     _check_settings(settings)
     if settings.remove is None:
         raise SettingsError("without a survey, name the layers: --remove 12-18,22")
-    removed = _by_hand(settings, model.layers)
+    removed, zeroed = by_hand(settings, model.layers)
     return Plan(
         origin=Origin.since(started, inputs=plan_inputs(settings, model.digest)),
         model=model,
         settings=settings,
         survey=None,
         slices=slices_without(removed, model.layers),
+        zeroed=zeroed,
         score=None,
         alternatives=(),
         warnings=_warnings(removed, model.layers),
@@ -364,13 +373,25 @@ def _check_count(count: int, layers: int, asked: str) -> None:
         )
 
 
-def _by_hand(settings: PlanSettings, layers: int) -> tuple[Block, ...]:
+def by_hand(
+    settings: PlanSettings, layers: int
+) -> tuple[tuple[Block, ...], tuple[Sublayer, ...]]:
+    """The layers, and the parts of other layers, that `remove` names.
+
+    Raises:
+        SettingsError: Not a list of layers.
+        PlanError: None or all of the layers, one that is not there, or a protected one.
+    """
     asked = f"remove {settings.remove}"
-    chosen = layer_set(settings.remove or "", layers)
-    _check_count(len(chosen), layers, asked)
-    if both := sorted(set(chosen) & set(layer_set(settings.protect or "", layers))):
-        raise PlanError(f"{asked}: layer {both[0]} is protected too; take it out of one of them")
-    return merged(chosen)
+    chosen = unit_set(settings.remove or "", layers)
+    removed, zeroed = sublayers_of(chosen)
+    if not zeroed or layer_count(removed) == layers:
+        _check_count(layer_count(removed), layers, asked)
+    if both := sorted(set(chosen) & set(unit_set(settings.protect or "", layers))):
+        raise PlanError(
+            f"{asked}: layer {both[0] // 2} is protected too; take it out of one of them"
+        )
+    return removed, zeroed
 
 
 def _parameters(text: str) -> float:

@@ -36,10 +36,21 @@ from depthcut.records.slicing import (
     SliceRecord,
     Verification,
 )
+from depthcut.records.sublayers import (
+    PARTS,
+    LayerPart,
+    Sublayer,
+    removal_in_words,
+    sublayers_in_words,
+    sublayers_of,
+    unit_set,
+    units_of,
+)
 from depthcut.records.survey import Scores, Survey
 from depthcut.records.sweep import SWEEP_COLUMNS, Choice, JudgedText, Judgement, Sweep, Way
 
 __all__ = [
+    "PARTS",
     "SWEEP_COLUMNS",
     "Alternative",
     "Block",
@@ -55,6 +66,7 @@ __all__ = [
     "JudgedText",
     "Judgement",
     "LayerGroup",
+    "LayerPart",
     "LayerSlice",
     "ModelEvaluation",
     "ModelFacts",
@@ -69,6 +81,7 @@ __all__ = [
     "SliceRecord",
     "Speed",
     "Stability",
+    "Sublayer",
     "Survey",
     "Sweep",
     "TextChoice",
@@ -83,8 +96,13 @@ __all__ = [
     "merged",
     "read_choice",
     "read_record",
+    "removal_in_words",
     "slices_without",
+    "sublayers_in_words",
+    "sublayers_of",
     "texts_in_words",
+    "unit_set",
+    "units_of",
     "value_and_error",
     "write_record",
 ]

@@ -8,6 +8,7 @@ from depthcut.frames import Row, data_frame, html_table
 from depthcut.records.base import Origin, Record
 from depthcut.records.blocks import Block, layers_in_words, merged
 from depthcut.records.facts import Estimate, ModelFacts, value_and_error
+from depthcut.records.sublayers import Sublayer, removal_in_words, sublayers_in_words
 from depthcut.settings import PlanSettings, SearchSettings
 
 if TYPE_CHECKING:
@@ -15,12 +16,19 @@ if TYPE_CHECKING:
 
 
 class Alternative(Record, frozen=True, kw_only=True):
-    """Another choice of as many layers."""
+    """Another choice of as many layers, or of as many parts of layers."""
 
     removed: tuple[Block, ...]
+    zeroed: tuple[Sublayer, ...] = ()
+    """Parts that go of layers that stay."""
     score: float
     difference: Estimate
     """Its score minus the plan's, paired over sequences."""
+
+    @property
+    def words(self) -> str:
+        """What goes, for people."""
+        return removal_in_words(self.removed, self.zeroed)
 
 
 class Rival(Record, frozen=True, kw_only=True):
@@ -76,6 +84,8 @@ class Plan(Record, frozen=True, kw_only=True):
     """Of the search that found it; None: a survey's criterion, or a hand."""
     slices: tuple[LayerSlice, ...]
     """What the new model is made of. Layers that no slice names are removed."""
+    zeroed: tuple[Sublayer, ...] = ()
+    """Parts that add nothing any more in layers that stay: their last projection becomes zero."""
     score: float | None
     alternatives: tuple[Alternative, ...]
     """The runners-up, best first."""
@@ -106,15 +116,21 @@ class Plan(Record, frozen=True, kw_only=True):
 
     @property
     def words(self) -> str:
-        """What goes, for people: "layers 12–18 (7 layers)"."""
-        return layers_in_words(self.removed)
+        """What goes, for people: "layers 12–18 (7 layers); attention of layers 20, 22"."""
+        return removal_in_words(self.removed, self.zeroed)
+
+    @property
+    def zeroed_words(self) -> str:
+        """What goes of layers that stay: "attention of layers 20, 22"."""
+        return sublayers_in_words(self.zeroed)
 
     @property
     def change(self) -> str:
         """What becomes of the stack: "without layers 12–18 (7 layers)"."""
         if not self.rearranges:
             return f"without {self.words}"
-        return f"as {layers_in_words([(each.start, each.stop) for each in self.slices])}"
+        order = f"as {layers_in_words([(each.start, each.stop) for each in self.slices])}"
+        return f"{order} without {self.zeroed_words}" if self.zeroed else order
 
     def to_frame(self) -> "DataFrame":
         """One row for the choice and each runner-up, best first; needs pandas."""
@@ -129,7 +145,7 @@ class Plan(Record, frozen=True, kw_only=True):
         return [
             (self.words, self.score, None, None),
             *(
-                (layers_in_words(each.removed), each.score, *value_and_error(each.difference))
+                (each.words, each.score, *value_and_error(each.difference))
                 for each in self.alternatives
             ),
         ]

@@ -8,6 +8,7 @@ from depthcut.records.base import Origin, Record
 from depthcut.records.blocks import Block, layers_in_words
 from depthcut.records.facts import Estimate, ModelFacts, TextFacts
 from depthcut.records.plan import Alternative
+from depthcut.records.sublayers import Sublayer
 from depthcut.settings import LoadSettings, SearchSettings
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class FrontierPoint(Record, frozen=True, kw_only=True):
     """The best choice of so many layers, on the text that was searched on."""
 
     removed: tuple[Block, ...]
+    zeroed: tuple[Sublayer, ...] = ()
+    """Parts that go of layers that stay."""
     loss: Estimate
     """Mean next-token loss in nats."""
     loss_difference: Estimate

@@ -16,9 +16,17 @@ def mergekit_yaml(plan: Plan, *, model: str | None = None) -> str:
     Args:
         plan: Which layers go.
         model: What mergekit shall load, a folder or hub id; default: as the plan names it.
+
+    Raises:
+        SettingsError: The plan takes parts of layers.
     """
     import yaml
 
+    if plan.zeroed:
+        raise SettingsError(
+            f"the plan takes {plan.zeroed_words} from layers that stay, and mergekit's slices are "
+            "of whole layers: leave --mergekit out"
+        )
     source = plan.model.source if model is None else model
     configuration = {
         "slices": [

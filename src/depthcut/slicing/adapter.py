@@ -34,6 +34,7 @@ from depthcut.files import new_folder, refuse_existing
 from depthcut.records import ModelFacts, Origin, Plan, SliceRecord, inputs_digest, write_record
 from depthcut.slicing.checkpoint import PLAN_FILE, RECORD_FILE
 from depthcut.slicing.layout import check_plan
+from depthcut.slicing.zeroing import refuse_zeroed
 from depthcut.version import __version__
 
 __all__ = ["is_adapter", "slice_adapter"]
@@ -63,6 +64,7 @@ def slice_adapter(folder: Path, plan: Plan, out: Path, *, base: str | None = Non
     """
     started = time.monotonic()
     refuse_existing(out)
+    refuse_zeroed(plan, "an adapter")
     adapter = open_adapter(folder)
     check_plan(plan, plan.model, str(folder))
     names = find_names(adapter, plan.model)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 
-from depthcut.architectures.fields import Cut
 from depthcut.architectures.names import ModuleNames
 from depthcut.checkpoint.card import slice_card
 from depthcut.checkpoint.companions import carry_companions, companions
@@ -26,7 +25,14 @@ from depthcut.errors import ArchitectureError
 from depthcut.files import new_folder, refuse_existing
 from depthcut.progress import progress
 from depthcut.records import Origin, Plan, SliceRecord, inputs_digest, write_record
-from depthcut.slicing.layout import check_plan, files_of, is_whole_file, refuse_computed
+from depthcut.slicing.layout import (
+    check_plan,
+    cut_of,
+    files_of,
+    is_whole_file,
+    refuse_computed,
+)
+from depthcut.slicing.zeroing import refuse_unless_zero, refuse_zeros
 from depthcut.version import __version__
 
 RECORD_FILE = "depthcut.json"
@@ -43,14 +49,16 @@ def slice_checkpoint(
     *,
     shard_bytes: int | None = None,
     source: str | None = None,
+    zero: bool = False,
     other_model: bool = False,
     link: bool = False,
     verify: Callable[[Path], None] | None = None,
 ) -> SliceRecord:
     """Write the checkpoint that a plan makes of `folder`.
 
-    The weights are the parent's, bit for bit. Beside them lie the cut config, all companions
-    that still hold (tokenizer, chat template, licence), a model card, the plan and the record.
+    The weights are the parent's, bit for bit, but those that the plan zeroes. Beside them lie the
+    cut config, all companions that still hold (tokenizer, chat template, licence), a model card,
+    the plan and the record.
 
     Args:
         folder: A checkpoint folder of the model that the plan was made for.
@@ -59,6 +67,7 @@ def slice_checkpoint(
         shard_bytes: At most so many bytes in a weight file, if no single tensor is larger;
             None: the parent's files, without those that become empty.
         source: How the user named the folder; default: as the plan does.
+        zero: Whether weights may become zero, which a plan with attention or MLP alone needs.
         other_model: Whether the plan may come from another model of the same shape, such as the
             one that this is a quantised copy of.
         link: Share bytes with the parent instead of copying them, where the file system can:
@@ -69,8 +78,10 @@ def slice_checkpoint(
 
     Raises:
         CheckpointError: The folder is broken or unsafe, or changed while it was read.
-        ArchitectureError: The config cannot say this cut, or the stack cannot be found.
-        PlanError: The plan is for another model, or keeps no, all or impossible layers.
+        ArchitectureError: The config cannot say this cut, the stack cannot be found, or zeros are
+            not known to be right.
+        PlanError: The plan is for another model, or keeps no, all or impossible layers, or asks
+            for zeros.
         OutputError: `out` exists, cannot be written, or the disk is full.
     """
     started = time.monotonic()
@@ -78,10 +89,9 @@ def slice_checkpoint(
     checkpoint = open_checkpoint(folder)
     facts = model_facts(checkpoint, source=source or plan.model.source)
     check_plan(plan, facts, str(folder), other_model=other_model)
-    architecture, cut = (
-        checkpoint.architecture,
-        Cut(facts.layers, plan.kept_layers, len(checkpoint.extra_layers)),
-    )
+    refuse_unless_zero(plan, zero=zero)
+    architecture, cut = checkpoint.architecture, cut_of(plan, checkpoint, facts.layers)
+    refuse_zeros(checkpoint, cut)
     if architecture.assumed and verify is None:
         raise ArchitectureError(
             f"{architecture.assumed[0]}; such a cut must be verified by loading it"
@@ -113,6 +123,7 @@ def slice_checkpoint(
 def slice_inputs(plan: Plan, *, shard_bytes: int | None = None) -> str:
     """Digest of everything a sliced checkpoint depends on: the `inputs` of its record's origin."""
     slices = [f"{each.start}:{each.stop}:{each.model or ''}" for each in plan.slices]
+    slices += [f"{each.layer}.{each.part}" for each in plan.zeroed]
     return inputs_digest("slice", plan.origin.inputs, slices, plan.model.digest, str(shard_bytes))
 
 

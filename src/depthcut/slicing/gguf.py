@@ -78,9 +78,7 @@ def slice_gguf(
     head = encode_head(gguf.version, entries, infos, gguf.alignment)
     size_bytes = len(head) + sum(t.tensor.size_bytes + gguf.alignment for t in tensors)
     with new_file(out, needed_bytes=size_bytes) as working:
-        zeros = working.with_name("padding")
-        zeros.write_bytes(bytes(gguf.alignment))
-        ranges = _ranges(tensors, zeros, gguf.alignment)
+        ranges = _ranges(tensors, gguf.alignment)
         _copy(working, head, ranges, size_bytes)
         _check_result(working, tensors, len(kept))
         if _states(gguf) != before:
@@ -288,12 +286,12 @@ def _entries(gguf: Gguf, changes: Mapping[str, Value], added: Mapping[str, str])
         yield encode_text_entry(key, text)
 
 
-def _ranges(tensors: list[_Kept], zeros: Path, alignment: int) -> Iterator[ByteRange]:
+def _ranges(tensors: list[_Kept], alignment: int) -> Iterator[ByteRange]:
     for kept in tensors:
         tensor = kept.tensor
         yield ByteRange(tensor.file, tensor.start, tensor.stop)
         if padding := -tensor.size_bytes % alignment:
-            yield ByteRange(zeros, 0, padding)
+            yield ByteRange(None, 0, padding)
 
 
 def _copy(target: Path, head: bytes, ranges: Iterator[ByteRange], size_bytes: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from depthcut.architectures.fields import Cut
 from depthcut.architectures.names import LayerNames
+from depthcut.architectures.sublayers import ended_part
 from depthcut.architectures.table import Architecture
 from depthcut.checkpoint.folder import SINGLE_FILE, Checkpoint
 from depthcut.checkpoint.headers import Header, TensorEntry
@@ -65,10 +66,36 @@ def check_plan(plan: Plan, facts: ModelFacts, source: str, *, other_model: bool 
                 f"the plan takes layers of {each.model} beside those of {plan.model.source}: only "
                 "one model's layers can be arranged; leave the others out"
             )
+    _check_zeroed(plan)
     if not plan.slices:
         raise PlanError(f"the plan removes all {facts.layers} layers: keep at least one")
-    if plan.kept_layers == tuple(range(facts.layers)):
+    if plan.kept_layers == tuple(range(facts.layers)) and not plan.zeroed:
         raise PlanError(f"the plan removes none of {facts.layers} layers: nothing to slice")
+
+
+def _check_zeroed(plan: Plan) -> None:
+    kept, places = set(plan.kept_layers), [(each.layer, each.part) for each in plan.zeroed]
+    for place in places:
+        if place[0] not in kept:
+            raise PlanError(
+                f"the plan zeroes the {place[1]} of layer {place[0]}, which it does not keep; "
+                "correct or remake the plan"
+            )
+        if sum(other[0] == place[0] for other in places) > 1:
+            raise PlanError(
+                f"the plan zeroes layer {place[0]} twice: both parts of a layer go with the layer; "
+                "correct or remake the plan"
+            )
+
+
+def cut_of(plan: Plan, checkpoint: Checkpoint, layers: int) -> Cut:
+    """What a plan does to a checkpoint of so many layers."""
+    return Cut(
+        layers,
+        plan.kept_layers,
+        len(checkpoint.extra_layers),
+        frozenset((each.layer, each.part) for each in plan.zeroed),
+    )
 
 
 def refuse_computed(checkpoint: Checkpoint) -> None:
@@ -96,8 +123,10 @@ def kept_pieces(
         if layer == 0 and names.tail(entry.name).startswith(architecture.first_only or ("\0",)):
             yield Piece(entry.name, entry)
         elif layer is not None:
+            zero = bool(cut.zeroed) and (layer, ended_part(names.tail(entry.name))) in cut.zeroed
             copies = [
-                Piece(names.renumber(entry.name, new), entry) for new in new_indices.get(layer, ())
+                Piece(names.renumber(entry.name, new), entry, zero=zero)
+                for new in new_indices.get(layer, ())
             ]
             yield from copies[:1]
             repeated += copies[1:]
@@ -126,7 +155,10 @@ def files_of(
 def is_whole_file(pieces: Sequence[Piece], shard: Header) -> bool:
     """Whether the pieces are all tensors of a file, under their old names."""
     return len(pieces) == len(shard.tensors) and all(
-        piece.entry is entry and piece.name == entry.name and piece.sliced is None
+        piece.entry is entry
+        and piece.name == entry.name
+        and piece.sliced is None
+        and not piece.zero
         for piece, entry in zip(pieces, shard.tensors, strict=True)
     )
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from depthcut.architectures.fields import Cut
 from depthcut.architectures.names import ModuleNames
 from depthcut.checkpoint.companions import carry_companions, companions
 from depthcut.checkpoint.copying import merge_ranges
@@ -29,7 +28,7 @@ from depthcut.records import (
     read_record,
 )
 from depthcut.slicing.checkpoint import PLAN_FILE, RECORD_FILE
-from depthcut.slicing.layout import check_plan, kept_pieces
+from depthcut.slicing.layout import check_plan, cut_of, kept_pieces
 
 _CHUNK_BYTES = 1 << 20
 _PROGRESS_BYTES = 1 << 30
@@ -64,7 +63,7 @@ def verify_slice(folder: Path, parent: Path) -> Verification:
             f"{parent} is another model (digest {facts.digest[:12]}): name that one with --against"
         )
     check_plan(plan, facts, str(parent), other_model=facts.digest != plan.model.digest)
-    cut = Cut(facts.layers, plan.kept_layers, len(source.extra_layers))
+    cut = cut_of(plan, source, facts.layers)
     pieces = {
         piece.name: piece
         for piece in kept_pieces(source.tensors.values(), source.architecture, cut)
@@ -133,7 +132,9 @@ def _differing(
     with ExitStack() as stack:
         handles: dict[Path, int] = {}
 
-        def read(file: Path, start: int, size: int) -> bytes:
+        def read(file: Path | None, start: int, size: int) -> bytes:
+            if file is None:
+                return bytes(size)
             if file not in handles:
                 handles[file] = stack.enter_context(file.open("rb", buffering=0)).fileno()
             return os.pread(handles[file], size, start)
@@ -158,6 +159,8 @@ def _differing(
 def _difference(piece: Piece, offset: int, ours: bytes, theirs: bytes) -> str:
     pairs = enumerate(zip(ours, theirs, strict=False))
     first = next((at for at, (one, other) in pairs if one != other), min(len(ours), len(theirs)))
+    if piece.zero:
+        return f"tensor {piece.name!r} must be zero, and is not from its byte {offset + first:,} on"
     return (
         f"tensor {piece.name!r} differs from the parent's {piece.entry.name!r} "
         f"from its byte {offset + first:,} on"

@@ -196,6 +196,7 @@ def slice(
     out: Path,
     *,
     shard_bytes: int | None = None,
+    zero: bool = False,
     other_model: bool = False,
     link: bool = False,
     base: str | None = None,
@@ -211,6 +212,9 @@ def slice(
         plan: A plan or its file.
         out: The folder to be, or the .gguf file where the source is one; it must not exist.
         shard_bytes: At most so many bytes in a weight file; default: the parent's files.
+        zero: Whether weights may become zero: where a plan takes attention or MLP alone, the last
+            projection is written as zeros. The result is exact and loads anywhere; it is neither
+            smaller nor faster for it.
         other_model: Whether the plan may come from another model of the same shape. A GGUF file
             may always be cut into another by such a plan.
         link: Share bytes with the parent instead of copying them, where the file system can. A
@@ -229,6 +233,7 @@ def slice(
     plan = plan if isinstance(plan, Plan) else read_record(Path(plan), Plan)
     given = {
         "shard-bytes": shard_bytes is not None,
+        "zero": zero,
         "other-model": other_model,
         "link": link,
         "base": base is not None,
@@ -245,7 +250,7 @@ def slice(
             )
         _refuse_given(given, {"other-model"}, "a GGUF file")
         return _slice_gguf(file, plan, out)
-    _refuse_given(given, {"shard-bytes", "other-model", "link"}, "a model")
+    _refuse_given(given, {"shard-bytes", "zero", "other-model", "link"}, "a model")
     folder = locate(model, load)
 
     def prove(made: Path) -> None:
@@ -263,6 +268,7 @@ def slice(
         out,
         shard_bytes=shard_bytes,
         source=str(model),
+        zero=zero,
         other_model=other_model or _is_of_gguf(plan, model),
         link=link,
         verify=prove,
@@ -493,7 +499,9 @@ def _slice_gguf(file: Path, plan: Plan, out: Path) -> SliceRecord:
     """A GGUF file has no room beside it: the plan goes into its metadata."""
     from depthcut.slicing.gguf import OWN_PREFIX, gguf_facts, slice_gguf
     from depthcut.slicing.layout import check_plan
+    from depthcut.slicing.zeroing import refuse_zeroed
 
+    refuse_zeroed(plan, "a GGUF file")
     started = time.monotonic()
     parent = gguf_facts(file, source=str(file))
     check_plan(plan, parent, str(file), other_model=True)

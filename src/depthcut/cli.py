@@ -217,6 +217,7 @@ def slice_(
     *,
     out: Out,
     shard_bytes: str | None = None,
+    zero: bool = False,
     other_model: bool = False,
     link: bool = False,
     base: str | None = None,
@@ -233,6 +234,8 @@ def slice_(
         model: The model that the plan is for, or a PEFT adapter of it.
         plan: The plan (plan.json).
         shard_bytes: Largest weight file, such as 5GB; default: the files of the model.
+        zero: Where the plan takes attention or MLP alone, write their last projections as zeros:
+            the result is exact and loads anywhere, and is neither smaller nor faster for it.
         other_model: The plan may come from another model of the same shape, such as the one that
             this is a quantised copy of.
         link: Share bytes with the model instead of copying them, where the file system can. Who
@@ -255,6 +258,7 @@ def slice_(
         plan,
         out,
         shard_bytes=limit,
+        zero=zero,
         other_model=other_model,
         link=link,
         base=base,
@@ -420,31 +424,31 @@ def run(
     eval_text: Texts | None = None,
     drop: str | None = None,
     heal_steps: int = 0,
+    quick: bool = False,
+    best: bool = False,
     overwrite: bool = False,
     load: LoadSettings | None = None,
     token: str | None = None,
 ) -> None:
-    quick: bool = False,
-    best: bool = False,
     """Do all stages in order, in one folder.
+
+    The layers are chosen by a search with the model in the loop; --quick takes a survey's word,
+    --best searches longer.
 
     Args:
         source: A recipe (.yaml, see `depthcut recipe`), or a model for the common case.
         text: Calibration text, or several with weights (wiki.txt:2 chat.jsonl:1); seven of eight
             of its sequences are used. Default: builtin.
-    The layers are chosen by a search with the model in the loop; --quick takes a survey's word,
-    --best searches longer.
-
         eval_text: Text to judge on, or several; default: the other sequences of the calibration
             text.
         drop: How many layers to remove: 7, or a share such as 25% (the default).
         heal_steps: Training steps after the cut; 0: none.
+        quick: Choose the layers by one pass over the text, by block influence.
+        best: Choose them by a wider search on four times the text.
         overwrite: Replace results in the folder that were made from other inputs.
         token: Access token of the model hub.
     """
     from depthcut.recipes import common_recipe, read_recipe
-        quick: Choose the layers by one pass over the text, by block influence.
-        best: Choose them by a wider search on four times the text.
 
     _use_token(token)
     if Path(source).suffix in (".yaml", ".yml"):
@@ -455,12 +459,12 @@ def run(
             raise SettingsError(f"{given[0]} and a recipe: write it into {source} instead")
         recipe = read_recipe(Path(source))
     else:
+        if quick and best:
+            raise SettingsError("--quick and --best: choose one of them")
         recipe = common_recipe(
             source, text=text, eval_text=eval_text, drop=drop, heal_steps=heal_steps,
             effort="quick" if quick else "best" if best else "usual", load=load or LoadSettings(),
         )  # fmt: skip
-        if quick and best:
-            raise SettingsError("--quick and --best: choose one of them")
     _run(recipe, out, overwrite=overwrite)
 
 

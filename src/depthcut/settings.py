@@ -133,7 +133,8 @@ class PlanSettings(Settings, frozen=True, kw_only=True):
     params: str | None = None
     """Target size in parameters, such as 100M or 6.5B: as many layers go as are needed."""
     remove: str | None = None
-    """The layers to remove by hand, both ends included: 12-18,22."""
+    """The layers to remove by hand, both ends included: 12-18,22; or parts of layers:
+    20.attention,21-23.mlp."""
     criterion: str = "angular"
     """What ranks the layers: a criterion that the survey measured, such as angular."""
     tokens: Tokens = "all"

@@ -1,5 +1,6 @@
 """Plans by hand, and the oracle of a cut: the whole model with layers that pass their input on."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from depthcut.checkpoint.folder import model_facts, open_checkpoint
+from depthcut.model.loading import find_layers
 from depthcut.planning import plan_by_hand
 from depthcut.records import LayerSlice, Plan
 from depthcut.settings import PlanSettings
@@ -53,6 +55,19 @@ def logits_without(model: PreTrainedModel, stack: str, removed: Sequence[int]) -
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def lacking(model: PreTrainedModel, removed: Sequence[int]) -> PreTrainedModel:
+    """A copy that has no such layers, and whose config does not speak of them."""
+    cut = copy.deepcopy(model)
+    layers = find_layers(cut)
+    kept = [layer for layer in range(len(layers)) if layer not in removed]
+    name = next(name for name, module in cut.named_modules() if module is layers)
+    cut.set_submodule(name, nn.ModuleList([layers[layer] for layer in kept]))
+    cut.config.num_hidden_layers = len(kept)
+    if kinds := getattr(cut.config, "layer_types", None):
+        cut.config.layer_types = [kinds[layer] for layer in kept]
+    return cut
 
 
 def load_exactly(folder: Path) -> PreTrainedModel:

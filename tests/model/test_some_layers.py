@@ -1,6 +1,5 @@
 """A model run in part against models that lack the layers, on every type."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,6 +13,7 @@ from depthcut.errors import ArchitectureError
 from depthcut.model.loading import LoadedModel, find_layers, from_memory
 from depthcut.model.some_layers import running_some_layers
 from tests.every_type import build, model_types
+from tests.slices import lacking
 from tests.tiny import TINY_TYPES, build_tiny
 
 IDS = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -114,19 +114,6 @@ def logits(model: PreTrainedModel) -> Tensor:
     with torch.inference_mode():
         found: Tensor = model(input_ids=IDS, use_cache=False).logits
     return found
-
-
-def lacking(model: PreTrainedModel, removed: Sequence[int]) -> PreTrainedModel:
-    """A copy that has no such layers, and whose config does not speak of them."""
-    cut = copy.deepcopy(model)
-    kept = [layer for layer in range(6) if layer not in removed]
-    layers = find_layers(cut)
-    name = next(name for name, module in cut.named_modules() if module is layers)
-    cut.set_submodule(name, nn.ModuleList([layers[layer] for layer in kept]))
-    cut.config.num_hidden_layers = len(kept)
-    if kinds := getattr(cut.config, "layer_types", None):
-        cut.config.layer_types = [kinds[layer] for layer in kept]
-    return cut
 
 
 @contextmanager

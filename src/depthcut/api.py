@@ -121,12 +121,15 @@ def search(
     Raises:
         DepthcutError: One of its kinds, see `depthcut.errors`.
     """
+    from depthcut.files import refuse_existing
     from depthcut.model.ranks import all_ranks
     from depthcut.searching.search import search_model
 
     settings, load = settings or SearchSettings(), load or LoadSettings()
     ranks = all_ranks()
     journal = None if out is None else Path(f"{out}.journal")
+    if out is not None and not overwrite:  # known before, not after hours
+        refuse_existing(out)
     text = _text(settings, texts)
     loaded = _loaded(model, tokenizer, load)
     sequences = _sequences(loaded, text, settings)

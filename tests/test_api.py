@@ -20,6 +20,7 @@ from depthcut.settings import (
     OwnTextSettings,
     PlanSettings,
     SurveySettings,
+    size_bytes,
 )
 from depthcut.slicing.gguf import gguf_facts
 from depthcut.version import __version__
@@ -167,13 +168,13 @@ def test_shards_and_links_are_asked_for_on_the_command_line(
      ("7", 7)],
 )  # fmt: skip
 def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
-    assert cli._size_bytes(text) == size
+    assert size_bytes(text, "shard-bytes") == size
 
 
 @pytest.mark.parametrize("text", ["", "0", "0.2", "GB", "5XB", "-1GB", "5iB", "1e9"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="write a size such as 5GB"):
-        cli._size_bytes(text)
+        size_bytes(text, "shard-bytes")
 
 
 def test_a_misspelt_text_is_told_before_a_model_is_loaded(

@@ -85,6 +85,13 @@ def survey(
     from depthcut.surveying.survey import survey_model
 
     settings, load = settings or SurveySettings(), load or LoadSettings()
+    if settings.stream:
+        record = _survey_streamed(model, settings, texts, load)
+        if out is not None:
+            write_record(record, out, overwrite=overwrite)
+        return record
+    if settings.memory is not None:
+        raise SettingsError("--memory is a limit of streamed surveys: add --stream, or leave it")
     ranks = all_ranks()
     text = _text(settings, texts)
     loaded = _loaded(model, tokenizer, load)
@@ -570,6 +577,23 @@ def _loaded(
     if isinstance(model, str | Path):
         return load(model, settings)
     return from_memory(model, tokenizer)
+
+
+def _survey_streamed(
+    model: str | Path | PreTrainedModel,
+    settings: SurveySettings,
+    texts: Sequence[str] | None,
+    load: LoadSettings,
+) -> Survey:
+    from depthcut.model.streaming import open_streamed
+    from depthcut.surveying.streamed import survey_streamed
+
+    if not isinstance(model, str | Path):
+        raise SettingsError("a model in memory is not streamed: give its folder, or no stream")
+    text = _text(settings, texts)
+    streamed = open_streamed(model, load)
+    sequences = _sequences(streamed.loaded, text, settings)
+    return survey_streamed(streamed, sequences, settings, load)
 
 
 def _text(settings: TextSettings, documents: Sequence[str] | None) -> Text:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from depthcut.settings import (
     SurveySettings,
     SweepSettings,
     Texts,
+    size_bytes,
 )
 
 Model = Annotated[str, Positional, arg(metavar="MODEL")]
@@ -252,7 +252,7 @@ def slice_(
     load = LoadSettings(
         revision=revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
     )
-    limit = None if shard_bytes is None else _size_bytes(shard_bytes)
+    limit = None if shard_bytes is None else size_bytes(shard_bytes, "shard-bytes")
     record = api.slice(
         model,
         plan,
@@ -596,18 +596,6 @@ def _as_mergekit_loads(plan: Plan) -> str:
     source = plan.model.source
     unpacked = source == EMBEDDED or source.endswith(".gguf")
     return str(locate(source, LoadSettings())) if unpacked else source
-
-
-def _size_bytes(text: str) -> int:
-    """5GB as 5,000,000,000; powers of 1000, or of 1024 as in 5GiB."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
-    if match is None or (match[3] and not match[2]):
-        raise SettingsError(f"shard-bytes {text}: write a size such as 5GB or 500MB")
-    power = "KMGT".index(match[2].upper()) + 1 if match[2] else 0
-    size = float(match[1]) * (1024 if match[3] else 1000) ** power
-    if size < 1:
-        raise SettingsError(f"shard-bytes {text}: write a size such as 5GB or 500MB")
-    return int(size)
 
 
 def _use_token(token: str | None) -> None:

@@ -4,9 +4,12 @@ Every field's docstring is its help text. A setting names no output path: where 
 is not part of what it is.
 """
 
+import re
 from typing import Literal
 
 import msgspec
+
+from depthcut.errors import SettingsError
 
 Tokens = Literal["last", "all"]
 Part = Literal["all", "train", "held-out"]
@@ -14,6 +17,20 @@ Objective = Literal["kl", "loss"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Texts = str | tuple[str, ...]
 """One text, or several with weights: "wiki.txt", or ("wiki.txt:2", "chat.jsonl:1")."""
+
+
+def size_bytes(text: str, setting: str) -> int:
+    """5GB as 5,000,000,000; powers of 1000, or of 1024 as in 5GiB.
+
+    Raises:
+        SettingsError: Something else, in the setting of this name.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    power = "KMGT".index(match[2].upper()) + 1 if match and match[2] else 0
+    size = float(match[1]) * (1024 if match[3] else 1000) ** power if match else 0
+    if match is None or (match[3] and not match[2]) or size < 1:
+        raise SettingsError(f"{setting} {text}: write a size such as 5GB or 500MB")
+    return int(size)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,6 +138,11 @@ class SurveySettings(TextSettings, frozen=True, kw_only=True):
     score; default: half of the model's."""
     batch_size: int | None = None
     """Sequences per forward pass; default: chosen from the memory at hand."""
+    stream: bool = False
+    """Keep one layer's weights in memory at a time: for models larger than memory."""
+    memory: str | None = None
+    """With stream: what the process may take at most, such as 8GB; default: half of what is free,
+    beyond what it has."""
 
 
 class PlanSettings(Settings, frozen=True, kw_only=True):

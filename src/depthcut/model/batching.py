@@ -1,6 +1,7 @@
 """How many sequences fit in a forward pass."""
 
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -24,13 +25,17 @@ def fitting_batch_size(
             one layer, which are counted here.
         most: Never more than this.
     """
+    each = int(context * (activation_bytes(loaded) + bytes_per_token))
+    fitting = int(free_memory_bytes(loaded.device) * _SHARE) // max(each, 1)
+    return 1 << (max(1, min(fitting, most)).bit_length() - 1)
+
+
+def activation_bytes(loaded: LoadedModel) -> int:
+    """What one layer computes on its way, for each token."""
     config = loaded.model.config.get_text_config()
     wide = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
     element_bytes = next(loaded.model.parameters()).element_size()
-    activations = (4 * wide + 16 * config.hidden_size) * max(element_bytes, 2)
-    each = int(context * (activations + bytes_per_token))
-    fitting = int(free_memory_bytes(loaded.device) * _SHARE) // max(each, 1)
-    return 1 << (max(1, min(fitting, most)).bit_length() - 1)
+    return int((4 * wide + 16 * config.hidden_size) * max(element_bytes, 2))
 
 
 def free_memory_bytes(device: torch.device) -> int:
@@ -46,6 +51,20 @@ def free_memory_bytes(device: torch.device) -> int:
     limit = _group_limit()
     shared = free_bytes if limit is None else min(free_bytes, limit)
     return shared // launched().local_count
+
+
+def resident_bytes() -> int:
+    """Memory that this process takes now."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _available() -> int | None:

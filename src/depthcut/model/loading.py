@@ -38,10 +38,14 @@ class LoadedModel:
     facts: ModelFacts
     folder: Path | None
     """Where it was loaded from; None: it was in memory."""
+    runs_on: torch.device | None = None
+    """Where, if its weights come and go (`streaming`); None: where they are."""
 
     @property
     def device(self) -> torch.device:
         """Where the inputs go: the device of the input embeddings."""
+        if self.runs_on is not None:
+            return self.runs_on
         embeddings = self.model.get_input_embeddings()
         device = next(embeddings.parameters()).device
         if device.type != "meta":
@@ -92,7 +96,7 @@ def load(source: str | Path, settings: LoadSettings) -> LoadedModel:
         options["quantization_config"] = _four_bit(dtype or torch.float32)
     with quiet_transformers():
         model = _load(folder, settings, options)
-        tokenizer = _load_tokenizer(folder, settings)
+        tokenizer = load_tokenizer(folder, settings)
     return LoadedModel(model, tokenizer, facts or facts_of(model, str(source)), folder)
 
 
@@ -232,7 +236,12 @@ def _load(folder: Path, settings: LoadSettings, options: dict[str, Any]) -> PreT
     return cast(PreTrainedModel, model.eval())
 
 
-def _load_tokenizer(folder: Path, settings: LoadSettings) -> Tokenizer | None:
+def load_tokenizer(folder: Path, settings: LoadSettings) -> Tokenizer | None:
+    """The tokenizer of a checkpoint folder; None: it has none.
+
+    Raises:
+        CheckpointError: It cannot be loaded.
+    """
     names = {path.name for path in folder.iterdir()}
     if not names & {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json"}:
         return None

@@ -7,6 +7,7 @@ them, on every architecture, and no argument of a layer is ever made by hand.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +21,7 @@ Observe = Callable[[int, Tensor], object]
 
 
 class RunSomeLayers(Protocol):
-    """One forward pass over a batch."""
+    """One forward pass over a batch; from within `observe` it may be called again."""
 
     def __call__(
         self,
@@ -48,8 +49,14 @@ class RunSomeLayers(Protocol):
 
 
 @contextlib.contextmanager
-def running_some_layers(loaded: LoadedModel) -> Iterator[RunSomeLayers]:
+def running_some_layers(loaded: LoadedModel, *, tried: bool = True) -> Iterator[RunSomeLayers]:
     """A context in which a model runs with some of its layers; all is restored at the end.
+
+    Args:
+        loaded: The model.
+        tried: Off, for a model whose weights come and go: it is not run beforehand. A layer that
+            has not run yet is taken to return what the one before it returns, and it is for the
+            caller to see that passes in part give what whole ones give.
 
     Raises:
         ArchitectureError: The layers cannot be found, or pass more from one to the next than
@@ -61,7 +68,10 @@ def running_some_layers(loaded: LoadedModel) -> Iterator[RunSomeLayers]:
     ]
     with contextlib.ExitStack() as stack:
         stack.enter_context(in_eval_mode(loaded.model))
-        _learn_forms(loaded, switches)
+        if tried:
+            _learn_forms(loaded, switches)
+        for before, switch in pairwise(switches):
+            switch.before = before
         for switch in switches:
             stack.enter_context(switch.installed())
 
@@ -73,7 +83,7 @@ def running_some_layers(loaded: LoadedModel) -> Iterator[RunSomeLayers]:
             head: bool = True,
             observe: Observe | None = None,
         ) -> Tensor:
-            on = frozenset(layers)
+            on, was = frozenset(layers), [(each.on, each.observe) for each in switches]
             for switch in switches:
                 switch.on, switch.observe, switch.entering = switch.index in on, observe, None
             first = layers[0] if layers else len(switches) - 1
@@ -90,8 +100,11 @@ def running_some_layers(loaded: LoadedModel) -> Iterator[RunSomeLayers]:
                 return last.left
             finally:
                 last.left = switches[first].entering = None
+                for switch, (each_on, each_observe) in zip(switches, was, strict=True):
+                    switch.on, switch.observe = each_on, each_observe
 
-        _refuse_side_channels(loaded, run)
+        if tried:
+            _refuse_side_channels(loaded, run)
         yield run
 
 
@@ -121,7 +134,7 @@ class _Switch:
             if not self.on:
                 if self.last:
                     self.left = state
-                return state if self.form is None else (state, *[None] * (self.form - 1))
+                return self.without_running(state)
             if self.observe is not None:
                 self.observe(self.index, state)
             if args:
@@ -131,6 +144,7 @@ class _Switch:
             output = inner(*args, **kwargs)
             if self.last:
                 self.left = _state_of(output)
+            self.form = _form_of(output)
             return output
 
         self.layer.forward = forward
@@ -144,12 +158,18 @@ class _Switch:
 
 
 def _learn_forms(loaded: LoadedModel, switches: Sequence[_Switch]) -> None:
+    def without_running(self, state: Tensor) -> Any:
+        """What the layer would return, with the state that it was given."""
+        if self.form is None and self.before is not None:
+            return self.before.without_running(state)
+        return (state, *[None] * (self.form - 1)) if self.form else state
+
     """Run two tokens through the model to see what each layer returns."""
     with contextlib.ExitStack() as stack:
         for switch in switches:
 
             def see(_: nn.Module, __: Any, output: Any, switch: _Switch = switch) -> None:
-                switch.form = None if isinstance(output, Tensor) else len(output)
+                switch.form = _form_of(output)
 
             stack.callback(switch.layer.register_forward_hook(see).remove)
         loaded.backbone(input_ids=_probe(loaded), use_cache=False)
@@ -188,6 +208,10 @@ def _refuse_side_channels(loaded: LoadedModel, run: RunSomeLayers) -> None:
 def _state_of(output: Any) -> Tensor:
     state: Tensor = output if isinstance(output, Tensor) else output[0]
     return state
+def _form_of(output: Any) -> int:
+    return 0 if isinstance(output, Tensor) else len(output)
+
+
 
 
 def _probe(loaded: LoadedModel) -> Tensor:

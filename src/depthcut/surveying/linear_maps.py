@@ -144,10 +144,10 @@ def linear_maps(
         )
     layers, width = len(loaded.layers), loaded.facts.hidden_size
     free = free_memory_bytes(next(loaded.layers[-1].parameters()).device)
-    needed = _sum_bytes(layers, largest, width)
+    needed = sum_bytes(layers, largest, width)
     if needed > _SHARE * free:
         fits = [
-            size for size in range(1, largest) if _sum_bytes(layers, size, width) <= _SHARE * free
+            size for size in range(1, largest) if sum_bytes(layers, size, width) <= _SHARE * free
         ]
         what = f"set --largest-block {fits[-1]}" if fits else f"leave {name} out of --criteria"
         raise SettingsError(
@@ -163,7 +163,8 @@ def linear_maps(
     )
 
 
-def _sum_bytes(layers: int, largest: int, width: int) -> int:
+def sum_bytes(layers: int, largest: int, width: int) -> int:
+    """Of the sums that make the maps of all blocks up to the largest."""
     return len(blocks_up_to(layers, largest)) * 2 * width**2 * 8
 
 

@@ -2,9 +2,10 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,11 +27,13 @@ from depthcut.surveying.pruneme import FullBatches, full_batches
 from depthcut.surveying.scores import Rows, in_rows, scores_of
 from depthcut.surveying.skipped_blocks import loss_rows
 from depthcut.surveying.weights import gradient_rows, refuse_weights, weight_rows
-from depthcut.text.sequences import Sequences
+from depthcut.text.sequences import Batch, Sequences
 
 _CHUNK_BYTES = {"cpu": 2 << 20, "mps": 2 << 20}
 """Of float32 states worked on at once: what a processor's cache holds."""
 _GPU_CHUNK_BYTES = 1 << 30
+ReadStates = Callable[[int], Sequence[Tensor]]
+"""From the number of a batch to its states at each depth."""
 _NORMS: tuple[str, Tokens] = ("", "all")
 """The key of their rows, where all rows are meant."""
 _BY_TOKEN = ("pairs", "centred pairs")
@@ -38,8 +41,59 @@ _CPU_BATCH_TOKENS = 1024
 """More in one forward pass is slower on a CPU: memory is given back and fetched anew each time."""
 
 
+class Source(Protocol):
+    """Where a model's states and weights come from."""
+
+    def refuse(self, criteria: Mapping[str, Criterion]) -> None:
+        """Refuse criteria that need what is not there.
+
+        Raises:
+            SettingsError: With the criterion's name.
+        """
+
+    def batch_size(self, longest: int) -> int:
+        """Sequences in a batch, whose longest has so many tokens."""
+
+    def reading(self, batches: Sequence[Batch]) -> AbstractContextManager[ReadStates]:
+        """A context that gives the states of a batch by its number, asked for in their order.
+
+        At each depth (batch, positions, hidden); what stands at padding means nothing.
+        """
+
+    def weight_rows(self, sequences: int) -> Rows:
+        """Scores by criteria that need the weights alone, asked for after the states."""
+
+
+class _InMemory:
+    """A model that is there as a whole."""
+
+    def __init__(
+        self, loaded: LoadedModel, settings: SurveySettings, criteria: Mapping[str, Criterion]
+    ) -> None:
+        self._loaded, self._settings, self._criteria = loaded, settings, criteria
+
+    def refuse(self, criteria: Mapping[str, Criterion]) -> None:
+        refuse_weights(self._loaded, criteria)
+
+    def batch_size(self, longest: int) -> int:
+        return choose_batch_size(self._loaded, self._settings, longest)
+
+    @contextlib.contextmanager
+    def reading(self, batches: Sequence[Batch]) -> Iterator[ReadStates]:
+        with reading_states(self._loaded) as read:
+            yield lambda number: read(batches[number])
+
+    def weight_rows(self, sequences: int) -> Rows:
+        return weight_rows(self._loaded.layers, sequences, self._criteria)
+
+
 def survey_model(
-    loaded: LoadedModel, sequences: Sequences, settings: SurveySettings, load: LoadSettings
+    loaded: LoadedModel,
+    sequences: Sequences,
+    settings: SurveySettings,
+    load: LoadSettings,
+    *,
+    source: Source | None = None,
 ) -> Survey:
     """Measure how redundant every layer and block of a model is.
 
@@ -47,6 +101,13 @@ def survey_model(
     length: its last token, and the mean over its tokens. The record holds their mean and its
     standard error over sequences (0 where there is one sequence only). Of several processes each
     runs its batches, and all return the record.
+
+    Args:
+        loaded: The model.
+        sequences: The text.
+        settings: What is measured.
+        load: How the model was loaded.
+        source: Where its states and weights come from; default: the model itself, as it runs.
 
     Raises:
         SettingsError: No such criterion, sequences longer than the model's positions or shorter
@@ -65,32 +126,34 @@ def survey_model(
             "lower --context"
         )
     _refuse_short(criteria, longest)
-    refuse_weights(loaded, criteria)
+    source = source or _InMemory(loaded, settings, criteria)
+    source.refuse(criteria)
     largest = largest_block(settings, loaded)
     ranks = all_ranks()
     inputs = survey_inputs(loaded.facts.digest, sequences.facts.digest, settings, load)
     ranks.refuse_different(inputs, "model, text or setting")
     maps = linear_maps(loaded, criteria, largest=largest, sequences=count, ranks=ranks)
-    batch_size = min(ranks.everywhere(choose_batch_size(loaded, settings, longest)))
-    batches = full_batches(criteria, sequences=count, batch_size=batch_size)
-    observations = Observations(len(loaded.layers), criteria, largest, maps, batches)
+    batch_size = min(ranks.everywhere(source.batch_size(longest)))
+    batches = tuple(sequences.batches(batch_size))
+    full = full_batches(criteria, sequences=count, batch_size=batch_size)
+    observations = Observations(len(loaded.layers), criteria, largest, maps, full)
     with (
+        source.reading(batches) as read_states,
+        full.watching(loaded) if full else contextlib.nullcontext(),
         progress("survey", sequences.facts.tokens) as advance,
-        reading_states(loaded) as read_states,
-        batches.watching(loaded) if batches else contextlib.nullcontext(),
     ):
-        for number, batch in enumerate(sequences.batches(batch_size)):
+        for number, batch in enumerate(batches):
             lengths = batch.mask.sum(dim=1).tolist()
             if not ranks.takes(number):
                 observations.pass_over(lengths)
                 continue
-            observations.add(read_states(batch), lengths)
+            observations.add(read_states(number), lengths)
             due = time.monotonic() - noted >= 1
             advance(sum(lengths) * ranks.count, observations.best_block() if due else "")
             noted = time.monotonic() if due else noted
         advance(0, observations.best_block())
     observations.finish(ranks)
-    observations.rows |= weight_rows(loaded, count, criteria)
+    observations.rows |= source.weight_rows(count)
     observations.rows |= gradient_rows(loaded, sequences, criteria, ranks)
     observations.rows |= loss_rows(
         loaded, sequences, criteria, ranks, largest=largest, batch_size=settings.batch_size

@@ -1,7 +1,7 @@
 """What the weights of each layer say, alone and with their gradients."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -49,19 +49,28 @@ def refuse_weights(loaded: LoadedModel, criteria: Mapping[str, Criterion]) -> No
         )
 
 
-def weight_rows(loaded: LoadedModel, sequences: int, criteria: Mapping[str, Criterion]) -> Rows:
+def weight_rows(
+    layers: Iterable[nn.Module], sequences: int, criteria: Mapping[str, Criterion]
+) -> Rows:
     """Scores by criteria that need the weights alone: the same for each sequence."""
-    rows: Rows = {}
-    for name, criterion in criteria.items():
-        if criterion.needs == "weights":
-            sums = [
-                torch.stack(
-                    [criterion.function(each.detach()).cpu() for each in layer.parameters()]
-                )
-                for layer in loaded.layers
-            ]
-            rows[name, "all"] = [torch.stack([each.sum() for each in sums])] * sequences
-    return rows
+    by_name: dict[str, list[Tensor]] = {
+        name: [] for name, each in criteria.items() if each.needs == "weights"
+    }
+    for layer in layers if by_name else ():
+        for name, score in weight_scores(layer, criteria).items():
+            by_name[name].append(score)
+    return {(name, "all"): [torch.stack(scores)] * sequences for name, scores in by_name.items()}
+
+
+def weight_scores(layer: nn.Module, criteria: Mapping[str, Criterion]) -> dict[str, Tensor]:
+    """What those criteria say of one layer, float64 on the CPU."""
+    return {
+        name: torch.stack(
+            [each.function(weight.detach()).cpu() for weight in layer.parameters()]
+        ).sum()
+        for name, each in criteria.items()
+        if each.needs == "weights"
+    }
 
 
 def gradient_rows(

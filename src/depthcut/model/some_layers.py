@@ -119,7 +119,9 @@ class _Switch:
         self.left: Tensor | None = None
         """What left the last layer."""
         self.form: int | None = None
-        """Of what the layer returns: a tuple of so many, or None: the state alone."""
+        """Of what the layer returns: a tuple of so many, or 0: the state alone. None: unknown."""
+        self.before: _Switch | None = None
+        """Stands in while the form is unknown."""
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -142,9 +144,9 @@ class _Switch:
             else:
                 kwargs["hidden_states"] = state
             output = inner(*args, **kwargs)
+            self.form = _form_of(output)
             if self.last:
                 self.left = _state_of(output)
-            self.form = _form_of(output)
             return output
 
         self.layer.forward = forward
@@ -156,14 +158,14 @@ class _Switch:
             else:
                 self.layer.forward = own
 
-
-def _learn_forms(loaded: LoadedModel, switches: Sequence[_Switch]) -> None:
     def without_running(self, state: Tensor) -> Any:
         """What the layer would return, with the state that it was given."""
         if self.form is None and self.before is not None:
             return self.before.without_running(state)
         return (state, *[None] * (self.form - 1)) if self.form else state
 
+
+def _learn_forms(loaded: LoadedModel, switches: Sequence[_Switch]) -> None:
     """Run two tokens through the model to see what each layer returns."""
     with contextlib.ExitStack() as stack:
         for switch in switches:
@@ -188,7 +190,7 @@ def _refuse_side_channels(loaded: LoadedModel, run: RunSomeLayers) -> None:
     if len(entered) != len(every):
         raise ArchitectureError(
             f"{loaded.facts.source} ran {len(entered)} of its {len(every)} layers: it cannot be "
-            "run in part"
+            "run in part; choose its layers by a survey (depthcut run --quick)"
         )
     handed_on = zip(left, entered[1:], strict=False)
     try:
@@ -201,17 +203,18 @@ def _refuse_side_channels(loaded: LoadedModel, run: RunSomeLayers) -> None:
     if not alike:
         raise ArchitectureError(
             f"the layers of {loaded.facts.source} ({loaded.facts.model_type}) pass more to "
-            "each other than the residual stream: a pass cannot begin between them"
+            "each other than the residual stream: a pass cannot begin between them; choose layers "
+            "by a survey of its states (depthcut run --quick)"
         )
+
+
+def _form_of(output: Any) -> int:
+    return 0 if isinstance(output, Tensor) else len(output)
 
 
 def _state_of(output: Any) -> Tensor:
     state: Tensor = output if isinstance(output, Tensor) else output[0]
     return state
-def _form_of(output: Any) -> int:
-    return 0 if isinstance(output, Tensor) else len(output)
-
-
 
 
 def _probe(loaded: LoadedModel) -> Tensor:

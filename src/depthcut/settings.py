@@ -171,7 +171,8 @@ class SearchSettings(TextSettings, frozen=True, kw_only=True):
     """How layers are chosen with the model in the loop: candidates are run and compared."""
 
     method: str = "floating"
-    """How candidates are found; see docs/method.md."""
+    """How candidates are found: greedy, block, greedy-block, floating, beam, evolve, ising, exact,
+    last or random; see docs/method.md."""
     drop: int | str = "25%"
     """How many layers to remove: 7, a share such as 25%, or a range such as 1:12."""
     objective: Objective = "kl"

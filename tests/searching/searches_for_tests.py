@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from random import Random
 
 import torch
@@ -46,9 +47,11 @@ def settings(method: str = "greedy", **changes: object) -> SearchSettings:
     return SearchSettings(method=method, **given)  # type: ignore[arg-type]
 
 
-def search(method: str, *, layers: int = 6, **changes: object) -> Search:
-    loaded = from_memory(tiny(layers), None)
-    return search_model(loaded, some_text(), settings(method, **changes), LoadSettings())
+def search(
+    method: str, *, layers: int = 6, journal: Path | None = None, **changes: object
+) -> Search:
+    chosen, loaded = settings(method, **changes), from_memory(tiny(layers), None)
+    return search_model(loaded, some_text(), chosen, LoadSettings(), journal=journal)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import pytest
 
 from depthcut.architectures.table import ARCHITECTURES
 from depthcut.cli import COMMANDS
+from depthcut.searching.methods import METHODS
 from depthcut.surveying.criteria import CRITERIA
 
 ROOT = Path(__file__).parent.parent
@@ -33,3 +34,8 @@ def test_the_page_of_architectures_has_every_model_type(model_type: str) -> None
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_the_method_page_has_every_criterion(criterion: str) -> None:
     assert f"| `{criterion}`" in (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_method_page_has_every_search(method: str) -> None:
+    assert f"| `{method}` |" in (ROOT / "docs" / "method.md").read_text(encoding="utf-8")

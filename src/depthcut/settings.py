@@ -138,6 +138,13 @@ class SurveySettings(TextSettings, frozen=True, kw_only=True):
     score; default: half of the model's."""
     batch_size: int | None = None
     """Sequences per forward pass; default: chosen from the memory at hand."""
+    confidence: float | None = None
+    """Stop reading once the layers to remove are settled with this confidence, such as 0.95; the
+    text is read in random order. Default: read all of it."""
+    settle: int | str | None = None
+    """With confidence: how many layers are to be settled, 7 or a share; default: 25%."""
+    settle_by: str | None = None
+    """With confidence: by which criterion, at all tokens; default: angular."""
     stream: bool = False
     """Keep one layer's weights in memory at a time: for models larger than memory."""
     memory: str | None = None
@@ -173,6 +180,9 @@ class SearchSettings(TextSettings, frozen=True, kw_only=True):
     method: str = "floating"
     """How candidates are found: greedy, block, greedy-block, floating, beam, evolve, ising, exact,
     last or random; see docs/method.md."""
+    granularity: Literal["layer", "sublayer"] = "layer"
+    """What goes at once: a layer, or its attention or its MLP alone, which --zero then silences;
+    drop counts these then."""
     drop: int | str = "25%"
     """How many layers to remove: 7, a share such as 25%, or a range such as 1:12."""
     objective: Objective = "kl"

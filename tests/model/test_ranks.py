@@ -63,9 +63,25 @@ def test_accelerate_launches_them(model: Path, surveyed: Survey, tmp_path: Path)
     refuse_differences(read_record(found, Survey), surveyed)
 
 
+def test_processes_find_the_same_parts_of_layers(model: Path, tmp_path: Path) -> None:
+    by_parts = ["--granularity", "sublayer"]
+    one, two = (search(model, tmp_path / str(count), count, by_parts) for count in (1, 2))
+    assert untimed(two) == untimed(one)
+
+
 def test_more_processes_than_batches_find_the_same(model: Path, tmp_path: Path) -> None:
     few = ["--criteria", "all", "--tokens", "150", "--context", "32", "--batch-size", "4"]
     one, two = (survey(model, tmp_path / str(count), count, few) for count in (1, 3))
+    refuse_differences(two, one)
+
+
+def test_processes_settle_after_the_same_sequence(model: Path, tmp_path: Path) -> None:
+    settled = ["--tokens", "3000", "--context", "8", "--batch-size", "4"]
+    settled += ["--confidence", "0.9", "--settle", "2"]
+    one, two = (survey(model, tmp_path / str(count), count, settled) for count in (1, 2))
+    assert one.stopping is not None
+    assert one.stopping.tokens < one.stopping.of_tokens
+    assert two.stopping == one.stopping
     refuse_differences(two, one)
 
 

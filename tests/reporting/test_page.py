@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from depthcut.errors import OutputError
-from depthcut.records import Estimate
+from depthcut.records import Estimate, Stopping
 from depthcut.reporting.page import write_report
 from depthcut.settings import PlanSettings
 from tests.reporting.run_for_tests import Run, make_evaluation, make_facts, make_run
@@ -218,6 +218,18 @@ def test_warnings_of_the_plan_are_shown(tmp_path: Path) -> None:
     text = page_of(ODD_RUNS["by hand, no survey"](), tmp_path).text
     assert "Take care: it removes the last layer (29), which is known to hurt" in text
     assert "chosen by hand" in text
+
+
+def test_a_survey_that_stopped_says_so(tmp_path: Path) -> None:
+    run = make_run(6)
+    assert run.survey is not None
+    stopping = Stopping(
+        settled=True, confidence=0.9, criterion="cka", removed=((2, 3),), tokens=10, of_tokens=30
+    )
+    run = run._replace(survey=msgspec.structs.replace(run.survey, stopping=stopping))
+    assert (
+        "Settled after 10 of 30 tokens, with confidence 0.9: layer 2" in page_of(run, tmp_path).text
+    )
 
 
 def test_one_sequence_claims_no_significance(tmp_path: Path) -> None:

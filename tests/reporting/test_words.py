@@ -2,9 +2,10 @@
 
 import math
 
+import msgspec
 import pytest
 
-from depthcut.records import Estimate, Speed
+from depthcut.records import Estimate, Speed, Stopping
 from depthcut.reporting import words
 from tests.reporting.run_for_tests import make_speed
 
@@ -86,3 +87,23 @@ def test_a_speed_that_was_not_measured_has_no_ratio() -> None:
     ratio = words.speed_ratio(one_round, one_round)
     assert ratio is not None
     assert math.isclose(ratio.median, 1.0)
+
+
+def test_a_survey_that_stopped_says_what_that_took() -> None:
+    stopping = Stopping(
+        settled=True,
+        confidence=0.95,
+        criterion="angular",
+        removed=((12, 19),),
+        tokens=12288,
+        of_tokens=65536,
+    )
+    assert words.stopping_in_words(stopping) == (
+        "Settled after 12,288 of 65,536 tokens, with confidence 0.95: layers 12–18 (7 layers), by "
+        "angular distance."
+    )
+    ended = msgspec.structs.replace(stopping, settled=False, tokens=65536)
+    assert words.stopping_in_words(ended) == (
+        "Not settled by 65,536 tokens, with confidence 0.95: layers 12–18 (7 layers), by angular "
+        "distance, may not be the choice on others."
+    )

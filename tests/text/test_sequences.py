@@ -241,6 +241,38 @@ def test_texts_come_in_proportion_from_the_first_sequence_on(
     assert found.facts.source == f"{a} (75%) and {b} (25%)"
 
 
+def test_the_first_of_a_mixture_have_facts_of_their_own(
+    tokenizer: PreTrainedTokenizerFast, letters: Callable[[str, int], str]
+) -> None:
+    a, b = letters("a", 2000), letters("b", 2000)
+    found = read_texts((f"{a}:3", b), tokenizer, tokens=804)
+    first = found.first(6)
+    assert words(first, tokenizer) == words(found, tokenizer)[:6]
+    assert first.facts.part_of_sequences == (0, 0, 1, 0, 0, 0)
+    assert [(part.sequences, part.tokens) for part in first.facts.parts] == [(5, 40), (1, 8)]
+    assert (first.facts.sequences, first.facts.tokens) == (6, 48)
+    assert first.facts.source == f"{a} (83%) and {b} (17%)"
+    assert first.facts.digest == found.facts.digest
+    assert len(first.text_bytes) == 6
+    assert found.first(101) == found.first(1000) == found
+
+
+def test_shuffled_sequences_keep_the_places_of_their_texts(
+    tokenizer: PreTrainedTokenizerFast, letters: Callable[[str, int], str]
+) -> None:
+    a, b = letters("a", 2000), letters("b", 2000)
+    found = read_texts((f"{a}:3", b), tokenizer, tokens=804)
+    other = found.shuffled(0)
+    assert other.facts == found.facts
+    assert [word[0] for word in words(other, tokenizer)] == [
+        word[0] for word in words(found, tokenizer)
+    ]
+    lengths = [len(each) for each in other.sequences]
+    assert lengths != [len(each) for each in found.sequences]  # the short one lies elsewhere
+    assert sorted(lengths) == sorted(len(each) for each in found.sequences)
+    assert sorted(other.text_bytes) == sorted(found.text_bytes)
+
+
 def test_one_text_is_a_mixture_of_one(
     tokenizer: PreTrainedTokenizerFast, letters: Callable[[str, int], str]
 ) -> None:

@@ -46,7 +46,7 @@ from depthcut.records.sublayers import (
     unit_set,
     units_of,
 )
-from depthcut.records.survey import Scores, Survey
+from depthcut.records.survey import Scores, Stopping, Survey
 from depthcut.records.sweep import SWEEP_COLUMNS, Choice, JudgedText, Judgement, Sweep, Way
 
 __all__ = [
@@ -81,6 +81,7 @@ __all__ = [
     "SliceRecord",
     "Speed",
     "Stability",
+    "Stopping",
     "Sublayer",
     "Survey",
     "Sweep",

@@ -50,10 +50,10 @@ def layer_set(text: str, layers: int) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def layer_counts(text: str, layers: int) -> tuple[int, ...]:
+def layer_counts(text: str, layers: int, *, setting: str = "drop") -> tuple[int, ...]:
     """The numbers of layers in 7, 25%, 1:12 or 1:25% (both ends included) or 1,3,5, ascending.
 
-    Shares of the layers are rounded down.
+    Shares of the layers are rounded down. Errors name the setting that the text was given for.
 
     Raises:
         SettingsError: Not such a number, share, range or list.
@@ -65,15 +65,17 @@ def layer_counts(text: str, layers: int) -> tuple[int, ...]:
         counts = [end for end in ends if end is not None]
         if len(counts) < len(ends) or len(ends) > 2 or counts[-1] < counts[0]:
             raise SettingsError(
-                f"drop {text}: write a number of layers (7), a share (25%) or a range (1:12)"
+                f"{setting} {text}: write a number of layers (7), a share (25%) or a range (1:12)"
             )
         found.update(range(counts[0], counts[-1] + 1))
     if not found or min(found) < 1:
-        raise PlanError(f"drop {text}: removes none of the {layers} layers; ask for at least one")
+        raise PlanError(
+            f"{setting} {text}: removes none of the {layers} layers; ask for at least one"
+        )
     if max(found) >= layers:
         raise PlanError(
-            f"drop {text}: removes {max(found)} of {layers} layers; at least one must stay, "
-            f"so drop at most {layers - 1}"
+            f"{setting} {text}: removes {max(found)} of {layers} layers; at least one must stay, "
+            f"so {setting} at most {layers - 1}"
         )
     return tuple(sorted(found))
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from depthcut.errors import RecordError, nearest
 from depthcut.frames import Row, data_frame, html_table
 from depthcut.records.base import Origin, Record
-from depthcut.records.blocks import layers_in_words
+from depthcut.records.blocks import Block, layers_in_words
 from depthcut.records.facts import ModelFacts, TextFacts
 from depthcut.settings import LoadSettings, SurveySettings, Tokens
 
@@ -34,10 +34,27 @@ class Scores(Record, frozen=True, kw_only=True):
     per_sequence: bytes
     """float32, little endian, (rows, entries of mean in reading order): for paired errors.
 
-    A row is a sequence that scored, in the text's order: all, or those that the criterion did not
-    fit on, or that are long enough for it. Within one criterion rows pair; between criteria only
-    where there are as many.
+    A row is a sequence that scored, in the order in which they were read: all, or those that the
+    criterion did not fit on, or that are long enough for it. Within one criterion rows pair;
+    between criteria only where there are as many.
     """
+
+
+class Stopping(Record, frozen=True, kw_only=True):
+    """What a survey that was to stop once its choice is settled came to."""
+
+    settled: bool
+    """False: the text ended first."""
+    confidence: float
+    """With which the choice was to be that of all such text, however long."""
+    criterion: str
+    """Whose choice it is, at all tokens."""
+    removed: tuple[Block, ...]
+    """The choice, settled or not."""
+    tokens: int
+    """Read before it stopped."""
+    of_tokens: int
+    """There to be read."""
 
 
 class Survey(Record, frozen=True, kw_only=True):
@@ -52,6 +69,8 @@ class Survey(Record, frozen=True, kw_only=True):
     norms: tuple[float, ...]
     """Mean Euclidean norm of the residual stream at each depth 0..L, over all tokens."""
     scores: tuple[Scores, ...]
+    stopping: Stopping | None = None
+    """None: it was to read the whole text."""
 
     def find(self, criterion: str, tokens: Tokens) -> Scores:
         """The scores of one criterion.

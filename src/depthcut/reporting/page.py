@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depthcut.files import write_file
-from depthcut.records import layers_in_words
+from depthcut.records import Survey, layers_in_words
 from depthcut.reporting import (
     choosing_story,
     criteria_tables,
@@ -81,6 +81,7 @@ def render(results: Results, figures: dict[str, tuple[Figure, str]]) -> str:
             choosing=choosing_story,
             plan_layers=words.span(results.plan.removed).partition(" ")[2] if results.plan else "",
             standings=sweep_tables,
+            stopping=_stopping(results.survey),
             criteria=_criteria(results),
             choices=criteria_tables.choices(results.survey) if results.survey else None,
             by_layer=criteria_tables.layer_table(results.survey) if results.survey else None,
@@ -95,6 +96,10 @@ def render(results: Results, figures: dict[str, tuple[Figure, str]]) -> str:
             script_digest=digest,
         )
     )
+
+
+def _stopping(survey: Survey | None) -> str:
+    return words.stopping_in_words(survey.stopping) if survey and survey.stopping else ""
 
 
 def _figures(results: Results) -> list[Figure]:

@@ -43,6 +43,7 @@ from depthcut.reporting.words import (
     span,
     speed,
     stability_in_words,
+    stopping_in_words,
     verdict,
 )
 
@@ -67,6 +68,8 @@ def survey_table(survey: Survey) -> RenderableType:
         f"{text.source}: {text.sequences:,} sequences, {text.tokens:,} tokens; "
         f"{duration(survey.origin.seconds)}"
     )
+    if survey.stopping:
+        head += f"\n{stopping_in_words(survey.stopping)}"
     blocks = [scores for scores in survey.scores if scores.scope == "block"]
     if not blocks or len(blocks) > _COLUMNS:
         found = choices(survey, largest=min(8, max(1, model.layers // 2)))

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from statistics import quantiles
 from typing import Literal
 
-from depthcut.records import Block, Comparison, Estimate, Speed, Stability, layers_in_words
+from depthcut.records import (
+    Block,
+    Comparison,
+    Estimate,
+    Speed,
+    Stability,
+    Stopping,
+    layers_in_words,
+)
 from depthcut.settings import Tokens
 
 ERRORS = 2.0
@@ -199,6 +207,22 @@ def speed(measured: Speed | None) -> tuple[str, str]:
 def _three_digits(number: float) -> str:
     digits = math.floor(math.log10(abs(number))) if number else 0
     return f"{number:,.{max(0, 2 - digits)}f}" if digits < 2 else f"{number:,.{int(digits < 3)}f}"
+
+
+def stopping_in_words(stopping: Stopping) -> str:
+    """Whether a survey settled what it was to settle, and what that took."""
+    layers = layers_in_words(stopping.removed)
+    by = CRITERIA.get(stopping.criterion, stopping.criterion)
+    sure = f"with confidence {stopping.confidence:.4g}"
+    if stopping.settled:
+        return (
+            f"Settled after {stopping.tokens:,} of {stopping.of_tokens:,} tokens, {sure}: "
+            f"{layers}, by {by}."
+        )
+    return (
+        f"Not settled by {stopping.tokens:,} tokens, {sure}: {layers}, by {by}, may not be the "
+        "choice on others."
+    )
 
 
 def stability_in_words(found: Stability) -> str:

@@ -26,6 +26,7 @@ from depthcut.surveying.linear_maps import LinearMaps, linear_maps
 from depthcut.surveying.pruneme import FullBatches, full_batches
 from depthcut.surveying.scores import Rows, in_rows, scores_of
 from depthcut.surveying.skipped_blocks import loss_rows
+from depthcut.surveying.stopping import settling
 from depthcut.surveying.weights import gradient_rows, refuse_weights, weight_rows
 from depthcut.text.sequences import Batch, Sequences
 
@@ -100,7 +101,8 @@ def survey_model(
     Runs the backbone once over the sequences. Each sequence is one observation, whatever its
     length: its last token, and the mean over its tokens. The record holds their mean and its
     standard error over sequences (0 where there is one sequence only). Of several processes each
-    runs its batches, and all return the record.
+    runs its batches, and all return the record. With a confidence the sequences come in random
+    order, and those behind the one that settles the choice are not read.
 
     Args:
         loaded: The model.
@@ -112,7 +114,8 @@ def survey_model(
     Raises:
         SettingsError: No such criterion, sequences longer than the model's positions or shorter
             than a criterion needs, a batch size below 1, a largest block of no or all layers,
-            more memory than there is, or states that overflow the dtype.
+            more memory than there is, states that overflow the dtype, or a confidence that
+            cannot be meant (`settling`).
         ArchitectureError: The model's layers cannot be found.
         RanksError: Of several processes one ended, or measures something else.
     """
@@ -126,6 +129,9 @@ def survey_model(
             "lower --context"
         )
     _refuse_short(criteria, longest)
+    stopping = settling(settings, criteria, layers=len(loaded.layers), sequences=sequences)
+    if stopping:
+        sequences = stopping.sequences
     source = source or _InMemory(loaded, settings, criteria)
     source.refuse(criteria)
     largest = largest_block(settings, loaded)
@@ -144,16 +150,20 @@ def survey_model(
     ):
         for number, batch in enumerate(batches):
             lengths = batch.mask.sum(dim=1).tolist()
-            if not ranks.takes(number):
+            if ranks.takes(number):
+                observations.add(read_states(number), lengths)
+                due = time.monotonic() - noted >= 1
+                advance(sum(lengths) * ranks.count, observations.best_block() if due else "")
+                noted = time.monotonic() if due else noted
+            else:
                 observations.pass_over(lengths)
-                continue
-            observations.add(read_states(number), lengths)
-            due = time.monotonic() - noted >= 1
-            advance(sum(lengths) * ranks.count, observations.best_block() if due else "")
-            noted = time.monotonic() if due else noted
+            if stopping and stopping.enough(len(lengths), observations.rows, ranks):
+                break
         advance(0, observations.best_block())
     observations.finish(ranks)
-    observations.rows |= source.weight_rows(count)
+    if stopping:
+        sequences = stopping.read()
+    observations.rows |= source.weight_rows(len(sequences.sequences))
     observations.rows |= gradient_rows(loaded, sequences, criteria, ranks)
     observations.rows |= loss_rows(
         loaded, sequences, criteria, ranks, largest=largest, batch_size=settings.batch_size
@@ -171,6 +181,7 @@ def survey_model(
         load=load,
         norms=observations.norms(),
         scores=tuple(observations.scores()),
+        stopping=stopping.record() if stopping else None,
     )
 
 

@@ -1,14 +1,16 @@
 """Documents to sequences of token ids: packed or padded, split in parts, cut to a budget."""
 
 import logging
+import random
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple, cast
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -50,6 +52,52 @@ class Sequences:
         """All sequences in order, so many at a time; the last batch may hold fewer."""
         for start in range(0, len(self.sequences), batch_size):
             yield padded(self.sequences[start : start + batch_size])
+
+    def shuffled(self, seed: int) -> "Sequences":
+        """In an order that says nothing of them: every beginning is a fair sample of all.
+
+        Those of each of several texts change places among themselves, which keeps its share of
+        every beginning.
+        """
+        generator, order = random.Random(seed), list(range(len(self.sequences)))
+        of = self.facts.part_of_sequences
+        for part in sorted(set(of)):
+            places = [place for place, each in enumerate(of) if each == part]
+            drawn = generator.sample(places, len(places))
+            for place, taken in zip(places, drawn, strict=True):
+                order[place] = taken
+        return replace(
+            self,
+            sequences=tuple(self.sequences[each] for each in order),
+            text_bytes=tuple(self.text_bytes[each] for each in order),
+        )
+
+    def first(self, count: int) -> "Sequences":
+        """So many of them, and facts of those alone."""
+        if count >= len(self.sequences):
+            return self
+        sequences, of = self.sequences[:count], self.facts.part_of_sequences[:count]
+        parts = tuple(
+            structs.replace(
+                part,
+                sequences=of.count(which),
+                tokens=_count(seq for seq, own in zip(sequences, of, strict=True) if own == which),
+            )
+            for which, part in enumerate(self.facts.parts)
+        )
+        facts = structs.replace(
+            self.facts,
+            source=texts_in_words(parts) if parts else self.facts.source,
+            sequences=count,
+            tokens=_count(sequences),
+            parts=parts,
+            order=self.facts.order[:count],
+        )
+        return Sequences(facts, sequences, self.text_bytes[:count])
+
+
+def _count(sequences: Iterable[Tensor]) -> int:
+    return sum(len(sequence) for sequence in sequences)
 
 
 def padded(sequences: Sequence[Tensor]) -> Batch:

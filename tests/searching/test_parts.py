@@ -73,7 +73,7 @@ def test_greedy_takes_the_part_that_costs_least_each_time() -> None:
         others = [tuple(sorted((*removed, unit))) for unit in range(12) if unit not in removed]
         best = min(others, key=cost)
         assert chosen == best
-        assert point.kl_divergence.value == pytest.approx(cost(best), rel=1e-5, abs=1e-8)
+        assert point.kl_divergence.value == pytest.approx(cost(best), rel=2e-4)
         removed = best
 
 
@@ -85,7 +85,7 @@ def test_every_method_chooses_parts(method: str) -> None:
     assert set(counts) >= {4}
     assert counts == sorted(set(counts))
     for chosen, point in zip(units(found), found.frontier, strict=True):
-        assert point.kl_divergence.value == pytest.approx(cost(chosen), rel=1e-5, abs=1e-8)
+        assert point.kl_divergence.value == pytest.approx(cost(chosen), rel=2e-4)
 
 
 def test_both_parts_of_a_layer_are_the_layer() -> None:

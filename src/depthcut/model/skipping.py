@@ -19,7 +19,9 @@ from depthcut.model.kept_states import KeptStates
 from depthcut.model.loading import LoadedModel
 from depthcut.model.ranks import all_ranks
 from depthcut.model.some_layers import RunSomeLayers, running_some_layers
+from depthcut.model.sublayers import Silence, silencing
 from depthcut.predictions import Reference, losses_and_divergences, reference_of
+from depthcut.records import PARTS
 from depthcut.text.sequences import Batch, Sequences
 
 _CPU_BATCH_TOKENS = 1024
@@ -27,7 +29,8 @@ _KEPT_SHARE = 0.4
 """Of the free memory that kept states and distributions may take; beyond, they go to a file."""
 
 Kept = tuple[int, ...]
-"""The layers of a stack, ascending."""
+"""The layers of a stack, ascending. Of L layers, L more than its index stands for a layer's
+attention alone, 2 L more for its MLP alone."""
 
 
 class Losses(NamedTuple):
@@ -63,12 +66,18 @@ class Skipper:
     """Measures stacks of a model's layers on a text; made by `skipping`."""
 
     def __init__(
-        self, run: RunSomeLayers, loaded: LoadedModel, batches: Sequence[Batch], memory_bytes: int
+        self,
+        run: RunSomeLayers,
+        loaded: LoadedModel,
+        batches: Sequence[Batch],
+        memory_bytes: int,
+        silence: Silence | None = None,
     ) -> None:
         self.whole: Kept = tuple(range(len(loaded.layers)))
         self.batches = batches
         self.work = Work(0, 0)
         self._run, self._loaded, self._device = run, loaded, loaded.device
+        self._silence = silence
         self._kept = KeptStates(memory_bytes)
         self._base = self.whole
         self._passing: set[Kept] = set()
@@ -88,6 +97,18 @@ class Skipper:
             if isinstance(key, tuple) and isinstance(key[0], tuple) and not _begins(stack, key[0])
         ]
         self._kept.discard(stale)
+
+    def without_parts(self, removed: Iterable[int]) -> Kept:
+        """The stack without some parts, which are numbered as in `Sublayer.unit`."""
+        gone, layers = set(removed), len(self.whole)
+        stack = []
+        for layer in range(layers):
+            attention, mlp = (2 * layer + number not in gone for number in range(2))
+            if attention or mlp:
+                stack.append(
+                    layer + (0 if attention and mlp else layers if attention else 2 * layers)
+                )
+        return tuple(stack)
 
     def measure(self, stack: Kept, number: int) -> Losses:
         """What a batch says of a stack."""
@@ -166,8 +187,10 @@ class Skipper:
             shared -= 1
         entering = self._kept.get((stack[:shared], number), self._device) if shared else None
 
+        places = {each % len(self.whole): place for place, each in enumerate(stack)}
+
         def observe(layer: int, state: Tensor) -> None:
-            before = stack[: stack.index(layer)]
+            before = stack[: places[layer]]
             if not before or (before, number) in self._kept:
                 return
             if _begins(self._base, before):
@@ -178,7 +201,11 @@ class Skipper:
 
         layers, heads = self.work
         self.work = Work(layers + (len(stack) - shared) * len(ids), heads + len(ids))
-        return self._run(ids, stack[shared:], entering=entering, observe=observe)
+        if self._silence is not None:
+            kinds = (divmod(each, len(self.whole)) for each in stack[shared:])
+            self._silence({(layer, PARTS[kind % 2]) for kind, layer in kinds if kind})
+        running = [layer for layer, place in places.items() if place >= shared]
+        return self._run(ids, running, entering=entering, observe=observe)
 
     def _predicting(self, logits: Tensor, number: int) -> Tensor:
         """Those that predict a token of the sequence, (tokens, vocabulary)."""
@@ -203,7 +230,11 @@ class Skipper:
 
 @contextlib.contextmanager
 def skipping(
-    loaded: LoadedModel, sequences: Sequences, *, batch_size: int | None = None
+    loaded: LoadedModel,
+    sequences: Sequences,
+    *,
+    batch_size: int | None = None,
+    parts: bool = False,
 ) -> Iterator[Skipper]:
     """A context that measures stacks of a model's layers on a text.
 
@@ -212,6 +243,7 @@ def skipping(
         sequences: The text, at least 2 tokens each.
         batch_size: Sequences in a forward pass; default: chosen from the memory at hand, the same
             in all processes.
+        parts: Whether stacks may hold the attention or the MLP of a layer alone.
 
     Raises:
         ArchitectureError: The model cannot be run in part.
@@ -219,8 +251,10 @@ def skipping(
     """
     size = batch_size or min(all_ranks().everywhere(_batch_size(loaded, sequences)))
     memory_bytes = int(free_memory_bytes(loaded.device) * _KEPT_SHARE)
-    with running_some_layers(loaded) as run:
-        yield Skipper(run, loaded, tuple(sequences.batches(size)), memory_bytes)
+    with contextlib.ExitStack() as stack:
+        silence = stack.enter_context(silencing(loaded)) if parts else None
+        run = stack.enter_context(running_some_layers(loaded))
+        yield Skipper(run, loaded, tuple(sequences.batches(size)), memory_bytes, silence)
 
 
 def _batch_size(loaded: LoadedModel, sequences: Sequences) -> int:

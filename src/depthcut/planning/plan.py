@@ -32,6 +32,7 @@ from depthcut.records import (
     slices_without,
     sublayers_of,
     unit_set,
+    units_of,
 )
 from depthcut.settings import PlanSettings
 
@@ -113,15 +114,22 @@ def plan_from_search(search: Search, settings: PlanSettings) -> Plan:
     layers = search.model.layers
     if settings.remove is not None:
         raise SettingsError("remove and a search: name the model instead of the search")
+    by_parts = search.settings.granularity == "sublayer"
+    if settings.params is not None and by_parts:
+        raise SettingsError(
+            f"params {settings.params} and a search of attention and MLP: zeros take as much room; "
+            "say --drop or --keep, which count these"
+        )
     if settings.params is not None:
         choices = [point.removed for point in search.frontier]
         point = search.find(layer_count(_first_of_size(search.model, choices, settings.params)))
     else:
-        point = search.find(budget(settings, layers))
-    taken = {layer for block in point.removed for layer in range(*block)}
-    if both := sorted(taken & set(layer_set(settings.protect or "", layers))):
+        point = search.find(budget(settings, 2 * layers if by_parts else layers))
+    taken = set(units_of(point.removed, point.zeroed))
+    if both := sorted(taken & set(unit_set(settings.protect or "", layers))):
         raise PlanError(
-            f"protect {settings.protect}: the search took layer {both[0]}; search with --protect"
+            f"protect {settings.protect}: the search took layer {both[0] // 2}, or a part of it; "
+            "search with --protect"
         )
     score = point.kl_divergence if search.settings.objective == "kl" else point.loss
     return Plan(
@@ -131,6 +139,7 @@ def plan_from_search(search: Search, settings: PlanSettings) -> Plan:
         survey=search.origin.inputs,
         search=search.settings,
         slices=slices_without(point.removed, layers),
+        zeroed=point.zeroed,
         score=score.value,
         alternatives=point.runners_up,
         warnings=_warnings(point.removed, layers),
@@ -373,9 +382,7 @@ def _check_count(count: int, layers: int, asked: str) -> None:
         )
 
 
-def by_hand(
-    settings: PlanSettings, layers: int
-) -> tuple[tuple[Block, ...], tuple[Sublayer, ...]]:
+def by_hand(settings: PlanSettings, layers: int) -> tuple[tuple[Block, ...], tuple[Sublayer, ...]]:
     """The layers, and the parts of other layers, that `remove` names.
 
     Raises:

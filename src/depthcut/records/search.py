@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Literal
 from depthcut.errors import PlanError
 from depthcut.frames import Row, data_frame, html_table
 from depthcut.records.base import Origin, Record
-from depthcut.records.blocks import Block, layers_in_words
+from depthcut.records.blocks import Block
 from depthcut.records.facts import Estimate, ModelFacts, TextFacts
 from depthcut.records.plan import Alternative
-from depthcut.records.sublayers import Sublayer
+from depthcut.records.sublayers import Sublayer, removal_in_words, units_of
 from depthcut.settings import LoadSettings, SearchSettings
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ class FrontierPoint(Record, frozen=True, kw_only=True):
     cost: Cost | None = None
     """Of the search until it knew this choice. None: not recorded."""
 
+    @property
+    def words(self) -> str:
+        """What goes, for people."""
+        return removal_in_words(self.removed, self.zeroed)
+
 
 class Search(Record, frozen=True, kw_only=True):
     """A model in the loop: which layers it can best spare."""
@@ -67,18 +72,22 @@ class Search(Record, frozen=True, kw_only=True):
     """Off: it stopped at its budget."""
     cost: Cost
 
+    def count(self, point: FrontierPoint) -> int:
+        """How many layers a choice takes, or parts of layers if the search chose among these."""
+        if self.settings.granularity == "sublayer":
+            return len(units_of(point.removed, point.zeroed))
+        return sum(stop - start for start, stop in point.removed)
+
     def find(self, count: int) -> FrontierPoint:
-        """The best choice of `count` layers.
+        """The best choice of `count` layers, or parts of layers.
 
         Raises:
             PlanError: The search found none.
         """
         for point in self.frontier:
-            if sum(stop - start for start, stop in point.removed) == count:
+            if self.count(point) == count:
                 return point
-        found = ", ".join(
-            str(sum(stop - start for start, stop in point.removed)) for point in self.frontier
-        )
+        found = ", ".join(str(self.count(point)) for point in self.frontier)
         why = "" if self.complete else " before its budget was spent"
         raise PlanError(
             f"the search chose no {count} layers{why}: it has {found or 'none'}; search with "
@@ -99,8 +108,8 @@ class Search(Record, frozen=True, kw_only=True):
     def _rows(self) -> list[Row]:
         return [
             (
-                sum(stop - start for start, stop in point.removed),
-                layers_in_words(point.removed),
+                self.count(point),
+                point.words,
                 point.loss_difference.value,
                 point.loss_difference.stderr,
                 point.kl_divergence.value,

@@ -26,6 +26,8 @@ class Method:
     meaning: str
     looks: bool = True
     """Off: it takes the same layers whatever the model and the text, and so costs nothing."""
+    parts: bool = True
+    """Off: it knows whole layers only."""
 
     def function(self, name: str) -> "Callable[[Trials, Asked], Iterator[Removed]]":
         module = import_module(f"depthcut.searching.{self.module}")
@@ -72,6 +74,7 @@ METHODS: Mapping[str, Method] = {
         "ising",
         "Jansen et al. 2026, arXiv:2602.00161",
         "the least energies of a quadratic form from gradients of gates, measured",
+        parts=False,
     ),
     "exact": Method(
         "exact",

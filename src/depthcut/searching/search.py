@@ -15,15 +15,19 @@ from depthcut.model.skipping import Losses, skipping
 from depthcut.progress import progress
 from depthcut.records import (
     Alternative,
+    Block,
     Cost,
     Estimate,
     FrontierPoint,
     Origin,
     Search,
+    Sublayer,
     layer_counts,
     layer_set,
-    layers_in_words,
     merged,
+    removal_in_words,
+    sublayers_of,
+    unit_set,
 )
 from depthcut.searching.asked import Asked
 from depthcut.searching.inputs import search_inputs
@@ -77,7 +81,12 @@ def search_model(
     with (
         Journal(journal, inputs, ranks=ranks) as diary,
         progress(f"search: {settings.method}", None, unit="sequences") as advance,
-        skipping(loaded, sequences, batch_size=settings.batch_size or diary.batch_size) as skipper,
+        skipping(
+            loaded,
+            sequences,
+            batch_size=settings.batch_size or diary.batch_size,
+            parts=settings.granularity == "sublayer",
+        ) as skipper,
     ):
         trials = Trials(
             skipper,
@@ -88,6 +97,7 @@ def search_model(
             evaluations=settings.evaluations,
             advance=advance,
             ranks=ranks,
+            parts=settings.granularity == "sublayer",
         )
         _warn_of_idle(ranks.count, trials)
         try:
@@ -105,10 +115,12 @@ def search_model(
                 if known is None or trials.mean(removed) < trials.mean(known):
                     trials.mean(removed)  # on the whole text, or it does not count
                     chosen[len(removed)] = removed, _cost(loaded, trials)
-                advance(0, _note(removed, trials))
+                advance(0, _note(removed, trials, settings))
         except BudgetSpentError:
             complete = False
-        frontier = tuple(_point(*chosen[count], trials, untouched) for count in sorted(chosen))
+        frontier = tuple(
+            _point(*chosen[count], trials, untouched, settings) for count in sorted(chosen)
+        )
         cost = _cost(loaded, trials)
     return Search(
         origin=Origin.since(started, inputs=inputs),
@@ -139,13 +151,21 @@ def resolve(settings: SearchSettings, layers: int) -> Asked:
     if not 0 <= settings.error_rate < 0.5:
         raise SettingsError(f"error rate {settings.error_rate}: from 0 to below 0.5, such as 0.05")
     _check_numbers(settings)
-    counts = layer_counts(str(settings.drop), layers)
-    protected = layer_set(settings.protect or "", layers)
-    free = tuple(layer for layer in range(layers) if layer not in protected)
+    by_parts = settings.granularity == "sublayer"
+    if by_parts and not METHODS[settings.method].parts:
+        able = ", ".join(name for name, each in METHODS.items() if each.parts)
+        raise SettingsError(
+            f"{settings.method} knows whole layers only: choose one of {able}, or leave "
+            "--granularity out"
+        )
+    every = 2 * layers if by_parts else layers
+    counts = layer_counts(str(settings.drop), every)
+    protected = (unit_set if by_parts else layer_set)(settings.protect or "", layers)
+    free = tuple(layer for layer in range(every) if layer not in protected)
     if counts[-1] > len(free):
         raise PlanError(
-            f"drop {settings.drop}: only {len(free)} layers may go beside the protected "
-            f"{settings.protect}; protect fewer or drop fewer"
+            f"drop {settings.drop}: only {len(free)} {'parts of ' * by_parts}layers may go beside "
+            f"the protected {settings.protect}; protect fewer or drop fewer"
         )
     return Asked(counts, free, settings)
 
@@ -184,18 +204,30 @@ def _warn_of_idle(processes: int, trials: Trials) -> None:
         )
 
 
-def _point(removed: Removed, cost: Cost, trials: Trials, untouched: Losses) -> FrontierPoint:
+def _places(
+    removed: Removed, settings: SearchSettings
+) -> tuple[tuple[Block, ...], tuple[Sublayer, ...]]:
+    """What goes, as layers and parts of layers."""
+    return sublayers_of(removed) if settings.granularity == "sublayer" else (merged(removed), ())
+
+
+def _point(
+    removed: Removed, cost: Cost, trials: Trials, untouched: Losses, settings: SearchSettings
+) -> FrontierPoint:
+    layers, parts = _places(removed, settings)
     found = trials.losses(removed)
     scores = trials.scores(removed)
     others = [each for each in trials.measured(len(removed)) if each != removed]
     return FrontierPoint(
-        removed=merged(removed),
+        removed=layers,
+        zeroed=parts,
         loss=_estimate(found.loss),
         loss_difference=_estimate(found.loss - untouched.loss),
         kl_divergence=_estimate(found.divergence),
         runners_up=tuple(
             Alternative(
-                removed=merged(other),
+                removed=_places(other, settings)[0],
+                zeroed=_places(other, settings)[1],
                 score=trials.mean(other),
                 difference=_estimate(trials.scores(other) - scores),
             )
@@ -216,8 +248,9 @@ def _cost(loaded: LoadedModel, trials: Trials) -> Cost:
     )
 
 
-def _note(removed: Removed, trials: Trials) -> str:
-    return f"without {layers_in_words(merged(removed))}: {trials.mean(removed):.3f} nats"
+def _note(removed: Removed, trials: Trials, settings: SearchSettings) -> str:
+    words = removal_in_words(*_places(removed, settings))
+    return f"without {words}: {trials.mean(removed):.3f} nats"
 
 
 def _estimate(values: Tensor) -> Estimate:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from depthcut.confidence import LEAST_OBSERVATIONS, worse
 from depthcut.model.ranks import ALONE, Ranks
-from depthcut.model.skipping import Losses, Skipper, Work, in_order
+from depthcut.model.skipping import Kept, Losses, Skipper, Work, in_order
 from depthcut.progress import Advance
 from depthcut.searching.journal import Entry, Gates, Journal
 from depthcut.settings import Objective
 
 Removed = tuple[int, ...]
-"""Removed layers, ascending."""
+"""Removed layers, ascending; or parts of layers, see `Sublayer.unit`."""
 Reading = tuple[Removed, int]
 """A candidate and the number of the batch that it reads."""
 
@@ -48,6 +48,7 @@ class Trials:
         evaluations: float | None = None,
         advance: Advance = lambda amount, note="": None,
         ranks: Ranks = ALONE,
+        parts: bool = False,
     ) -> None:
         """Begin, or go on where the journal ends.
 
@@ -62,8 +63,10 @@ class Trials:
             advance: Told how many sequences were read.
             ranks: The processes that share the batches; all ask for the same readings and know
                 all losses, so that they decide alike. Their journals say the same.
+            parts: Whether attention and MLP go one by one: all layers here are such parts then.
         """
-        self.whole = skipper.whole
+        self.whole = tuple(range(2 * len(skipper.whole))) if parts else skipper.whole
+        self._parts = parts
         self.sequences = sum(len(batch.ids) for batch in skipper.batches)
         self._skipper, self._journal, self._advance = skipper, journal, advance
         self._ranks = ranks
@@ -106,9 +109,12 @@ class Trials:
         """What is left of the stack."""
         return tuple(layer for layer in self.whole if layer not in removed)
 
+    def _stack(self, removed: Removed) -> Kept:
+        return self._skipper.without_parts(removed) if self._parts else self.without(removed)
+
     def start_from(self, removed: Removed) -> None:
         """Candidates to come share the beginning of this stack: its states are kept."""
-        self._skipper.base = self.without(removed)
+        self._skipper.base = self._stack(removed)
 
     def losses(self, removed: Removed, batches: Iterable[int] | None = None) -> Losses:
         """What each sequence of some batches (default: all) says of a candidate."""
@@ -199,7 +205,7 @@ class Trials:
             BudgetSpentError: Before the reading that would go beyond it.
         """
         # In one order, whether found in the journal or not: a budget ends at the same reading.
-        stacks = {self.without(removed): removed for removed in candidates}
+        stacks = {self._stack(removed): removed for removed in candidates}
         ordered = [stacks[stack] for stack in in_order(stacks)]
         for numbers in self._at_once(batches):
             unread = [
@@ -292,7 +298,7 @@ class Trials:
     def _measured(self, readings: Iterable[Reading]) -> Generator[_Found, None, None]:
         """What each reading, of batch by batch, finds and takes."""
         for number, some in groupby(readings, key=lambda reading: reading[1]):
-            stacks = [self.without(removed) for removed, _ in some]
+            stacks = [self._stack(removed) for removed, _ in some]
             with contextlib.closing(self._skipper.measure_each(stacks, number)) as running:
                 for _, found in running:
                     before, self._noted = self._noted, self._skipper.work

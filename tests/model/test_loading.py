@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from depthcut.errors import ArchitectureError, CheckpointError, MissingExtraError, SettingsError
+from depthcut.model import loading
 from depthcut.model.batching import fitting_batch_size
 from depthcut.model.loading import find_layers, from_memory, in_eval_mode, load
 from depthcut.model.positions import learned_positions
@@ -197,3 +198,12 @@ def test_the_free_memory_of_this_machine_is_known() -> None:
     from depthcut.model.batching import free_memory_bytes
 
     assert free_memory_bytes(torch.device("cpu")) > 10**6
+
+
+def test_a_model_larger_than_the_machine_is_refused_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_tiny("llama").save_pretrained(tmp_path)
+    monkeypatch.setattr(loading, "total_memory_bytes", lambda: 1000)
+    with pytest.raises(SettingsError, match="layer by layer: --stream"):
+        load(tmp_path, LoadSettings(device="cpu"))

@@ -180,6 +180,12 @@ def test_a_file_that_changes_on_the_way_is_told(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("model_type", UNSTREAMED)
+def test_the_method_page_names_the_types_that_do_not_stream(model_type: str) -> None:
+    page = Path(__file__).parents[2] / "docs" / "method.md"
+    assert f"`{model_type}`" in page.read_text(encoding="utf-8").partition("Refused types")[2]
+
+
 def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     model = build_tiny("llama")
     model.save_pretrained(tmp_path)

@@ -3,18 +3,21 @@
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from depthcut.launched import launched
-from depthcut.model.loading import LoadedModel
+
+if TYPE_CHECKING:
+    from depthcut.model.loading import LoadedModel
 
 _SHARE = 0.5
 """Of the free memory that a batch may take: the rest is for what nobody counts."""
 
 
 def fitting_batch_size(
-    loaded: LoadedModel, context: int, *, bytes_per_token: int, most: int = 32
+    loaded: "LoadedModel", context: int, *, bytes_per_token: int, most: int = 32
 ) -> int:
     """The largest power of two of sequences that half of the free memory holds, at least 1.
 
@@ -30,7 +33,7 @@ def fitting_batch_size(
     return 1 << (max(1, min(fitting, most)).bit_length() - 1)
 
 
-def activation_bytes(loaded: LoadedModel) -> int:
+def activation_bytes(loaded: "LoadedModel") -> int:
     """What one layer computes on its way, for each token."""
     config = loaded.model.config.get_text_config()
     wide = int(getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
@@ -51,6 +54,17 @@ def free_memory_bytes(device: torch.device) -> int:
     limit = _group_limit()
     shared = free_bytes if limit is None else min(free_bytes, limit)
     return shared // launched().local_count
+
+
+def total_memory_bytes() -> int:
+    """All that the machine, or the container, could ever give."""
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            return min(whole, int((Path("/sys/fs/cgroup") / limit).read_text()))
+        except (OSError, ValueError):  # no such group, or no limit ("max")
+            continue
+    return whole
 
 
 def resident_bytes() -> int:

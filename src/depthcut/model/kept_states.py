@@ -1,5 +1,6 @@
 """States kept for later: in memory up to a limit, then in a temporary file without a name."""
 
+import mmap
 import os
 import tempfile
 from collections.abc import Hashable, Iterable, Iterator
@@ -22,9 +23,17 @@ class KeptStates:
     The file is written and read, not mapped: what lies in it never counts as resident memory.
     """
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, *, apart: bool = False) -> None:
+        """Keep so many bytes in memory.
+
+        Args:
+            memory_bytes: At most.
+            apart: Each in pages of its own, copied to the CPU. Among what is allocated and freed
+                meanwhile they would leave holes, up to as large as they are.
+        """
         self.left_bytes = memory_bytes
         """Of the limit; what no longer fits goes to the file."""
+        self._apart = apart
         self._memory: dict[Hashable, Tensor] = {}
         self._places: dict[Hashable, _Place] = {}
         self._file: IO[bytes] | None = None
@@ -39,8 +48,9 @@ class KeptStates:
         size = states.nbytes
         if size <= self.left_bytes:
             # A view would keep alive what it is a view of.
-            whole = states.untyped_storage().nbytes() == size
-            self._memory[key] = states if whole else states.clone()
+            whole = states.untyped_storage().nbytes() == size and not self._apart
+            copied = _in_own_pages if self._apart else torch.clone
+            self._memory[key] = states if whole else copied(states)
             self.left_bytes -= size
             return
         if self._file is None:
@@ -84,6 +94,13 @@ class KeptStates:
 
     def __iter__(self) -> Iterator[Hashable]:
         yield from (*self._memory, *self._places)
+
+
+def _in_own_pages(states: Tensor) -> Tensor:
+    if not states.numel():
+        return states.cpu()
+    pages = mmap.mmap(-1, states.nbytes)
+    return torch.frombuffer(pages, dtype=states.dtype).view(states.shape).copy_(states)
 
 
 def _bytes_of(states: Tensor) -> memoryview:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from depthcut.architectures.table import ARCHITECTURES
 from depthcut.checkpoint.folder import model_facts, open_checkpoint
 from depthcut.errors import ArchitectureError, CheckpointError, MissingExtraError, SettingsError
+from depthcut.model.batching import total_memory_bytes
 from depthcut.model.devices import choose_device, choose_dtype
 from depthcut.model.quiet import quiet_transformers
 from depthcut.model.sources import locate
@@ -87,6 +88,8 @@ def load(source: str | Path, settings: LoadSettings) -> LoadedModel:
     named = getattr(torch, facts.dtype, None) if facts else None
     stored = named if isinstance(named, torch.dtype) and named.is_floating_point else None
     dtype = choose_dtype(settings.dtype, stored, device)
+    if facts is not None and device is not None and device.type == "cpu":
+        _refuse_larger_than_memory(folder, facts, dtype or stored, settings)
     options: dict[str, Any] = {"dtype": dtype or "auto"}
     if device is None:
         options["device_map"] = "auto"
@@ -216,7 +219,7 @@ def _load(folder: Path, settings: LoadSettings, options: dict[str, Any]) -> PreT
     except torch.OutOfMemoryError as error:
         raise SettingsError(
             f"{folder} does not fit the device {settings.device}: choose another --device, "
-            "a smaller --dtype or --load-in-4bit"
+            "a smaller --dtype or --load-in-4bit; a survey can read it layer by layer: --stream"
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:400]
@@ -234,6 +237,21 @@ def _load(folder: Path, settings: LoadSettings, options: dict[str, Any]) -> PreT
             unexpected[0],
         )
     return cast(PreTrainedModel, model.eval())
+
+
+def _refuse_larger_than_memory(
+    folder: Path, facts: ModelFacts, dtype: torch.dtype | None, settings: LoadSettings
+) -> None:
+    """Raise SettingsError where no waiting would make room for the weights."""
+    if dtype is None or settings.load_in_4bit:
+        return
+    needed = (sum(facts.layer_parameters) + facts.other_parameters) * dtype.itemsize
+    if needed > (there := total_memory_bytes()):
+        raise SettingsError(
+            f"{folder} takes {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, and "
+            f"this machine has {there / 1e9:.1f} GB: choose another --device, a smaller --dtype or "
+            "--load-in-4bit; a survey can read it layer by layer: --stream"
+        )
 
 
 def load_tokenizer(folder: Path, settings: LoadSettings) -> Tokenizer | None:

@@ -95,7 +95,7 @@ def streaming_states(
     """A context in which the states of all batches are kept; all layers run as it is entered.
 
     What is read is L + 1 tensors of shape (batch, length, hidden), as `states.reading_states`
-    gives them, on the CPU.
+    gives them, on the model's device.
 
     Args:
         streamed: The model.
@@ -109,11 +109,11 @@ def streaming_states(
             other than the residual stream.
         CheckpointError: A weight file is damaged, or was changed.
     """
-    kept, depths = KeptStates(memory_bytes), range(len(streamed.loaded.layers) + 1)
-    here = torch.device("cpu")
+    kept, depths = KeptStates(memory_bytes, apart=True), range(len(streamed.loaded.layers) + 1)
+    device = streamed.loaded.device
     with torch.inference_mode():
         _run_layers(streamed, batches, kept, advance, passing)
-        yield lambda number: tuple(kept.get((depth, number), here) for depth in depths)
+        yield lambda number: tuple(kept.get((depth, number), device) for depth in depths)
 
 
 def _run_layers(
@@ -129,7 +129,7 @@ def _run_layers(
         proof = _Proof(loaded, run, _probe(batches[0]))
 
         def keep_first(number: int) -> Callable[[int, Tensor], object]:
-            return lambda _, state: kept.put((0, number), state.cpu())
+            return lambda _, state: kept.put((0, number), state)
 
         def at(layer: int, state: Tensor) -> None:
             """The probe has come to a layer: every batch goes through it."""
@@ -140,7 +140,7 @@ def _run_layers(
                 entering = kept.get((layer, number), loaded.device) if layer else None
                 observe = None if layer else keep_first(number)
                 left = run(batch.ids, [layer], entering=entering, head=False, observe=observe)
-                kept.put((layer + 1, number), left.cpu())
+                kept.put((layer + 1, number), left)
                 advance(layer, number)
 
         proof.end(run(proof.ids, range(len(loaded.layers)), head=False, observe=at))

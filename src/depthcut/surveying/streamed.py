@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from depthcut.errors import SettingsError
-from depthcut.model.batching import activation_bytes, free_memory_bytes, resident_bytes
+from depthcut.model.batching import (
+    activation_bytes,
+    fitting_batch_size,
+    free_memory_bytes,
+    resident_bytes,
+)
 from depthcut.model.streaming import StreamedModel, streaming_states
 from depthcut.progress import progress
 from depthcut.records import Survey
@@ -72,9 +77,7 @@ class _Streamed:
         asked = self._settings.batch_size
         if asked is not None and asked < 1:
             raise SettingsError(f"batch size {asked}: at least 1 is needed")
-        on_cpu = self._streamed.loaded.device.type == "cpu"
-        most = max(1, _CPU_BATCH_TOKENS // longest) if on_cpu else 32
-        size = asked or 1 << (most.bit_length() - 1)
+        size = asked or self._most(longest)
         used = resident_bytes()
         limit = self._limit_bytes(used)
         needed = used + self._needed_bytes(size, longest)
@@ -107,7 +110,7 @@ class _Streamed:
                         batches,
                         self._kept_bytes,
                         advance=lambda layer, number: advance(
-                            tokens[number], f"layer {layer} of {len(layers)}"
+                            tokens[number], f"layer {layer + 1} of {len(layers)}"
                         ),
                         passing=passing,
                     )
@@ -127,13 +130,26 @@ class _Streamed:
             return used + free // 2
         return min(size_bytes(self._settings.memory, "memory"), used + free)
 
+    def _most(self, longest: int) -> int:
+        """Sequences in a batch, whatever the process may take: a power of two."""
+        loaded = self._streamed.loaded
+        if loaded.device.type == "cpu":
+            return 1 << (max(1, _CPU_BATCH_TOKENS // longest).bit_length() - 1)
+        # All depths are brought to the device to be compared.
+        each = (len(loaded.layers) + 1) * loaded.facts.hidden_size * self._element_bytes
+        return fitting_batch_size(loaded, longest, bytes_per_token=each)
+
+    @property
+    def _element_bytes(self) -> int:
+        """Of a state."""
+        return next(self._streamed.loaded.model.parameters()).element_size()
+
     def _needed_bytes(self, size: int, longest: int) -> int:
         """Beyond what the process takes already, with batches of so many sequences."""
         loaded, weights = self._streamed.loaded, self._streamed.weights
         layers, width = len(loaded.layers), loaded.facts.hidden_size
-        dtype_bytes = max(2, next(loaded.model.parameters()).element_size())
         tokens = size * longest
-        states = tokens * width * dtype_bytes
+        states = tokens * width * self._element_bytes
         on_cpu = loaded.device.type == "cpu"
         running = weights.streaming_bytes + 3 * states
         if on_cpu:
@@ -182,8 +198,7 @@ class _Streamed:
 
     def _refuse_full_disk(self) -> None:
         loaded = self._streamed.loaded
-        dtype_bytes = max(2, next(loaded.model.parameters()).element_size())
-        each = loaded.facts.hidden_size * dtype_bytes * (len(loaded.layers) + 1)
+        each = loaded.facts.hidden_size * self._element_bytes * (len(loaded.layers) + 1)
         states = sum(map(len, self._sequences.sequences)) * each
         folder = tempfile.gettempdir()
         free = shutil.disk_usage(folder).free

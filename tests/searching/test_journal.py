@@ -1,6 +1,7 @@
 """A killed search goes on: by its journal, whatever the method, wherever it died."""
 
 import functools
+import math
 import os
 import signal
 import threading
@@ -47,6 +48,19 @@ def test_what_was_measured_is_read_as_it_was_written(tmp_path: Path) -> None:
         assert again.batch_size == 2
     with Journal(path, "a") as again:
         assert again.entries == [ENTRY, ENTRY._replace(batch=0)]
+
+
+def test_what_is_no_number_is_read_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    with Journal(path, "a") as journal:
+        journal.add(ENTRY._replace(loss=(math.nan, 2.0), divergence=(math.inf, 1.0)))
+        journal.add(GATES._replace(rows=(((math.nan, 3.0),),)))
+    with Journal(path, "a") as again:
+        (entry,), (gates,) = again.entries, again.gates
+    assert str(entry.loss) == "(nan, 2.0)"
+    assert str(entry.divergence) == "(nan, 1.0)"
+    assert entry.last_divergence == ENTRY.last_divergence
+    assert str(gates.rows) == "(((nan, 3.0),),)"
 
 
 def test_the_journal_of_another_search_is_refused(model: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ for until it reaches the point where it was stopped.
 """
 
 import contextlib
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -19,10 +21,11 @@ class Entry(NamedTuple):
 
     removed: tuple[int, ...]
     batch: int
-    loss: tuple[float, ...]
-    """By sequence, like the others."""
-    divergence: tuple[float, ...]
-    last_divergence: tuple[float, ...]
+    loss: tuple[float | None, ...]
+    """By sequence, like the others. None is only on the disk, for what is no finite number (JSON
+    has none); it is read as nan."""
+    divergence: tuple[float | None, ...]
+    last_divergence: tuple[float | None, ...]
     layers: int
     """Passes of a sequence through a layer, of the search so far."""
     heads: int
@@ -34,8 +37,8 @@ class Gates(NamedTuple):
     """Gradients by the gates of all layers on one batch."""
 
     batch: int
-    rows: tuple[tuple[tuple[float, ...], ...], ...]
-    """By sequence and direction, for each layer."""
+    rows: tuple[tuple[tuple[float | None, ...], ...], ...]
+    """By sequence and direction, for each layer. None as of an `Entry`."""
     layers: int
     """As of an `Entry`."""
     heads: int
@@ -71,7 +74,7 @@ class Journal:
             opened = journals.Journal(path, _Line, inputs=inputs)
             self._lines = self._open.enter_context(opened)
         for line in ranks.of_first(list(self._lines or ())):
-            self._take(line)
+            self._take(_read(line))
 
     def __enter__(self) -> Self:
         return self
@@ -99,3 +102,19 @@ class Journal:
         if line.gates is not None:
             self.last = line.gates
             self.gates.append(line.gates)
+
+
+def _read(line: _Line) -> _Line:
+    entry, gates = line.entry, line.gates
+    if entry is not None:
+        columns = (entry.loss, entry.divergence, entry.last_divergence)
+        loss, divergence, last = map(_numbers, columns)
+        entry = entry._replace(loss=loss, divergence=divergence, last_divergence=last)
+    if gates is not None:
+        rows = tuple(tuple(map(_numbers, each)) for each in gates.rows)
+        gates = gates._replace(rows=rows)
+    return _Line(entry=entry, gates=gates)
+
+
+def _numbers(values: Sequence[float | None]) -> tuple[float, ...]:
+    return tuple(math.nan if value is None else value for value in values)

@@ -3,6 +3,7 @@ import math
 import random
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from depthcut.errors import SettingsError
 from depthcut.model.kept_states import KeptStates
-from depthcut.model.skipping import Kept, Losses, Work, in_order
+from depthcut.model.skipping import Kept, Losses, Skipper, Work, in_order
+from depthcut.records import Search, read_record, write_record
 from depthcut.searching.journal import Journal
 from depthcut.searching.trials import BudgetSpentError, Removed, Trials
 from depthcut.text.sequences import Batch, padded
@@ -151,6 +153,40 @@ def test_it_stops_before_the_reading_beyond_its_evaluations() -> None:
     with pytest.raises(BudgetSpentError):
         found.measure(list(SINGLES), range(10))
     assert found.evaluations == 2.5
+
+
+def test_what_the_journal_holds_is_within_the_minutes() -> None:
+    with trials() as (before, skipper):
+        whole = before.mean((1,))
+        journal = Journal(None, "")
+        for entry in before._journal.entries:
+            journal.add(entry._replace(seconds=120.0))
+        again = Trials(skipper, journal, minutes=1)
+        assert again.mean((1,)) == whole
+        with pytest.raises(BudgetSpentError):
+            again.mean((2,))
+
+
+def test_a_candidate_without_a_number_is_not_taken_and_leaves_a_record_that_can_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured = Skipper.measure_each
+
+    def without_layer_3(
+        skipper: Skipper, stacks: Iterable[Kept], number: int
+    ) -> Iterator[tuple[Kept, Losses]]:
+        for stack, found in measured(skipper, stacks, number):
+            lost = stack != skipper.whole and 3 not in stack
+            yield stack, Losses(*(each * math.nan for each in found)) if lost else found
+
+    monkeypatch.setattr(Skipper, "measure_each", without_layer_3)
+    found = search("greedy")
+    assert all(3 not in removed for removed in layers_of(found))
+    assert len(found.frontier[0].runners_up) == 4
+    write_record(found, tmp_path / "search.json")
+    assert read_record(tmp_path / "search.json", Search) == found
+    with pytest.raises(SettingsError, match=r"without layer 3 \(1 layer\) is not a finite number"):
+        search("block", drop=1, protect="0-2,4-5")
 
 
 def test_it_stops_at_its_minutes(monkeypatch: pytest.MonkeyPatch) -> None:

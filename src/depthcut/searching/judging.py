@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from depthcut.errors import SettingsError
 from depthcut.model.loading import LoadedModel
 from depthcut.model.skipping import Losses, skipping
 from depthcut.progress import progress
+from depthcut.records import layers_in_words, merged
 from depthcut.searching.journal import Journal
-from depthcut.searching.trials import Removed, Trials
+from depthcut.searching.trials import Removed, Trials, refuse_no_number
 from depthcut.text.sequences import Sequences
 
 
@@ -59,9 +59,6 @@ def judge_choices(
             skipper.forget(number)
         found = {removed: trials.losses(removed) for removed in wanted}
     for removed, losses in found.items():
-        if not all(bool(column.isfinite().all()) for column in losses):
-            raise SettingsError(
-                f"the loss of {loaded.facts.source} without the layers {removed} is not a finite "
-                "number: choose --dtype bfloat16 or float32"
-            )
+        words = layers_in_words(merged(removed))
+        refuse_no_number(losses, f"{loaded.facts.source} without {words}")
     return found

@@ -1,6 +1,7 @@
 """The stage: a method, a model and a text to the best choice of each number of layers."""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from depthcut.searching.asked import Asked
 from depthcut.searching.inputs import search_inputs
 from depthcut.searching.journal import Journal
 from depthcut.searching.methods import METHODS
-from depthcut.searching.trials import BudgetSpentError, Removed, Trials
+from depthcut.searching.trials import BudgetSpentError, Removed, Trials, refuse_no_number
 from depthcut.settings import LoadSettings, SearchSettings
 from depthcut.text.sequences import Sequences
 
@@ -66,7 +67,8 @@ def search_model(
             the same file goes on where it was killed. Of several processes, the first one's.
 
     Raises:
-        SettingsError: No such method, or a number that cannot be meant.
+        SettingsError: No such method, a number that cannot be meant, or a loss of the model, or of
+            the best choice, that is no finite number.
         PlanError: More layers than may go.
         ArchitectureError: The model cannot be run in part.
         OutputError: The journal is another search's.
@@ -107,13 +109,17 @@ def search_model(
                 "the budget was spent before the untouched model had read the text: raise "
                 "--minutes or --evaluations"
             ) from error
+        refuse_no_number(untouched, loaded.facts.source)
         chosen: dict[int, tuple[Removed, Cost]] = {}
         complete = True
         try:
             for removed in method.function(settings.method)(trials, asked):
                 known, _ = chosen.get(len(removed), (None, None))
                 if known is None or trials.mean(removed) < trials.mean(known):
-                    trials.mean(removed)  # on the whole text, or it does not count
+                    # On the whole text, or it does not count.
+                    words = removal_in_words(*_places(removed, settings))
+                    losses = trials.losses(removed)
+                    refuse_no_number(losses, f"{loaded.facts.source} without {words}")
                     chosen[len(removed)] = removed, _cost(loaded, trials)
                 advance(0, _note(removed, trials, settings))
         except BudgetSpentError:
@@ -217,7 +223,11 @@ def _point(
     layers, parts = _places(removed, settings)
     found = trials.losses(removed)
     scores = trials.scores(removed)
-    others = [each for each in trials.measured(len(removed)) if each != removed]
+    others = [
+        each
+        for each in trials.measured(len(removed))
+        if each != removed and math.isfinite(trials.mean(each))
+    ]
     return FrontierPoint(
         removed=layers,
         zeroed=parts,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from depthcut.confidence import LEAST_OBSERVATIONS, worse
+from depthcut.errors import SettingsError
 from depthcut.model.ranks import ALONE, Ranks
 from depthcut.model.skipping import Kept, Losses, Skipper, Work, in_order
 from depthcut.progress import Advance
@@ -202,7 +203,8 @@ class Trials:
         """Have some candidates read some batches, those that they have not read.
 
         Raises:
-            BudgetSpentError: Before the reading that would go beyond it.
+            BudgetSpentError: Before the reading that would go beyond it. What the journal holds was
+                within the minutes.
         """
         # In one order, whether found in the journal or not: a budget ends at the same reading.
         stacks = {self._stack(removed): removed for removed in candidates}
@@ -217,7 +219,8 @@ class Trials:
             within = list(self._within_budget(unread))
             with contextlib.closing(self._entries(within)) as entries:
                 for removed, number in within:
-                    self._refuse_late()
+                    if (removed, number) not in self._written:
+                        self._refuse_late()
                     self._last = next(entries)
                     self._read += self._sizes[number]
                     self._known.setdefault(removed, {})[number] = _losses(self._last)
@@ -240,7 +243,8 @@ class Trials:
         for numbers in self._at_once(batches):
             if self._evaluations is not None and self.evaluations >= self._evaluations:
                 raise BudgetSpentError
-            self._refuse_late()
+            if any(number not in self._gates for number in numbers):
+                self._refuse_late()
             own = {
                 number: self._own_gates(number, directions, seed)
                 for number in numbers
@@ -343,6 +347,18 @@ class Trials:
                 looks.append(number)
                 wanted = math.ceil(sequences * _LOOKS_GROW)
         return [*(look for look in looks if look < len(self._sizes)), len(self._sizes)]
+
+
+def refuse_no_number(losses: Losses, what: str) -> None:
+    """Refuse what cannot be compared, or written down; `what` names the model.
+
+    Raises:
+        SettingsError: A loss is not a finite number.
+    """
+    if not all(bool(column.isfinite().all()) for column in losses):
+        raise SettingsError(
+            f"the loss of {what} is not a finite number: choose --dtype bfloat16 or float32"
+        )
 
 
 def _losses(entry: Entry) -> Losses:

@@ -1,3 +1,4 @@
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -84,6 +85,18 @@ def test_two_cannot_write_at_once(tmp_path: Path) -> None:
     with journal(path):
         pass
     assert first.path == path
+
+
+def test_a_file_system_without_locks_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(handle: int, operation: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    fill(tmp_path / "j", 2)
+    with journal(tmp_path / "j") as found:
+        assert list(found) == [Line(0), Line(1)]
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:

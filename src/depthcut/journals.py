@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Generic, Self, TypeVar
 import msgspec
 
 from depthcut.errors import OutputError
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -23,8 +26,8 @@ class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Journal(Generic[T]):
     """Lines of one kind, appended one at a time and each synced to the disk.
 
-    A context manager; inside it no other process can open the file. It stays until `delete`, or
-    if nothing was appended at all.
+    A context manager; inside it no other process can open the file, where the file system has
+    locks. It stays until `delete`, unless nothing was appended at all.
     """
 
     def __init__(self, path: Path, kind: type[T], *, inputs: str) -> None:
@@ -93,6 +96,8 @@ class Journal(Generic[T]):
             raise OutputError(
                 f"another depthcut is writing {self.path}: wait for it, or choose another --out"
             ) from error
+        except OSError:
+            _log.debug("%s is on a file system without locks: two could write it", self.path)
 
     def _whole_lines(self, inputs: str) -> int:
         """Bytes of the lines that are whole; behind them is what a kill cut short."""

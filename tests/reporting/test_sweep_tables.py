@@ -113,3 +113,12 @@ def test_baselines_cost_nothing(sweep: Sweep) -> None:
 def test_few_numbers_of_layers_are_spread_evenly() -> None:
     assert some_counts(range(1, 13), 7) == [1, 3, 5, 7, 8, 10, 12]
     assert some_counts([2, 4], 7) == [2, 4]
+
+
+def test_a_way_that_chose_few_numbers_of_layers_is_not_the_first(sweep: Sweep) -> None:
+    best, *others = sweep.ways
+    short = msgspec.structs.replace(best, choices=best.choices[:2])
+    ranked = standings(msgspec.structs.replace(sweep, ways=(short, *others)))
+    assert [each.way.name for each in ranked] == [*WAYS[1:], WAYS[0]]
+    assert ranked[-1].behind == 0
+    assert ranked[-1].places < ranked[0].places

@@ -65,7 +65,10 @@ def cells_by_way(sweep: Sweep, judged: JudgedText) -> dict[str, list[Cell | None
 
 
 def standings(sweep: Sweep) -> list[Standing]:
-    """All ways that chose, the one that is least behind the best first."""
+    """All ways that chose, the one that is least behind the best first.
+
+    Those that did not choose every number of layers come last: what they left out is the hardest.
+    """
     behind: dict[str, list[float]] = {way.name: [] for way in sweep.ways}
     leads = dict.fromkeys(behind, 0)
     for judged in sweep.judged:
@@ -80,7 +83,7 @@ def standings(sweep: Sweep) -> list[Standing]:
         for way in sweep.ways
         if (values := behind[way.name])
     ]
-    return sorted(found, key=lambda each: each.behind)
+    return sorted(found, key=lambda each: (-each.places, each.behind))
 
 
 def standing_rows(sweep: Sweep) -> list[tuple[str, ...]]:

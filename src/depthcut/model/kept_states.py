@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Buffer
 
+from depthcut.errors import OutputError
+
 
 class _Place(NamedTuple):
     offset: int
@@ -44,7 +46,11 @@ class KeptStates:
         return key in self._memory or key in self._places
 
     def put(self, key: Hashable, states: Tensor) -> None:
-        """Keep a tensor as it is; it must not be changed afterwards. A key is put once."""
+        """Keep a tensor as it is; it must not be changed afterwards. A key is put once.
+
+        Raises:
+            OutputError: There is no room for temporary files.
+        """
         size = states.nbytes
         if size <= self.left_bytes:
             # A view would keep alive what it is a view of.
@@ -53,6 +59,15 @@ class KeptStates:
             self._memory[key] = states if whole else copied(states)
             self.left_bytes -= size
             return
+        try:
+            self._places[key] = self._written(states, size)
+        except OSError as error:
+            raise OutputError(
+                f"cannot keep states in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a "
+                "larger place, or read fewer --tokens"
+            ) from error
+
+    def _written(self, states: Tensor, size: int) -> _Place:
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="depthcut-states-")  # noqa: SIM115
         offsets = self._free.get(size)
@@ -64,7 +79,7 @@ class KeptStates:
         written = 0
         while written < size:
             written += os.pwrite(self._file.fileno(), content[written:], offset + written)
-        self._places[key] = _Place(offset, states.shape, states.dtype)
+        return _Place(offset, states.shape, states.dtype)
 
     def get(self, key: Hashable, device: torch.device) -> Tensor:
         """The tensor on a device.

@@ -79,7 +79,7 @@ def _of_part(
             observe=lambda _, state: states.append(state),
         )
     steps = [
-        (after.detach().to(before.device) - before.detach()).double()
+        _precise(after.detach().to(before.device) - before.detach())
         for before, after in pairwise(states)
     ]
     found = []
@@ -88,11 +88,16 @@ def _of_part(
             logits, states[1:], direction, retain_graph=number < directions
         )
         by_gate = [
-            (step * gradient.to(step.device).double()).flatten(1).sum(1).cpu()
+            (step * _precise(gradient).to(step.device)).flatten(1).sum(1).cpu()
             for step, gradient in zip(steps, gradients, strict=True)
         ]
         found.append(torch.stack(by_gate, dim=1))
     return torch.stack(found, dim=1)
+
+
+def _precise(values: Tensor) -> Tensor:
+    on_mps = values.device.type == "mps"  # no float64 there
+    return (values.cpu() if on_mps else values).double()
 
 
 def _directions(

@@ -590,6 +590,11 @@ def _survey_streamed(
 
     if not isinstance(model, str | Path):
         raise SettingsError("a model in memory is not streamed: give its folder, or no stream")
+    if settings.confidence is not None:
+        raise SettingsError(
+            "--stream takes every sequence through a layer before the next layer is there, so that "
+            "nothing is saved by --confidence: leave it out, and lower --tokens"
+        )
     text = _text(settings, texts)
     streamed = open_streamed(model, load)
     sequences = _sequences(streamed.loaded, text, settings)

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -200,3 +201,14 @@ def test_quantised_weights_are_refused(tmp_path: Path) -> None:
 def test_several_devices_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="one device"):
         open_streamed(tmp_path, LoadSettings(device="map"))
+
+
+def test_a_model_that_runs_its_layers_in_another_order_is_refused(tmp_path: Path) -> None:
+    streamed = open_streamed(saved(build_tiny("llama"), tmp_path / "model"), CPU)
+    first, second, *rest = streamed.loaded.layers
+    cast(Any, streamed.loaded.backbone).layers = nn.ModuleList([second, first, *rest])
+    with (
+        pytest.raises(ArchitectureError, match="does not run each of its layers once"),
+        streaming_states(streamed, BATCHES, 0),
+    ):
+        pass

@@ -74,6 +74,7 @@ def test_batches_become_smaller_until_they_fit(
 ) -> None:
     monkeypatch.setattr(streamed, "resident_bytes", lambda: 0)
     monkeypatch.setattr(streamed, "_UNCOUNTED_BYTES", 0)
+    monkeypatch.setattr(streamed, "_THREAD_BYTES", 0)
     monkeypatch.setattr(streamed._Streamed, "_refuse_full_disk", lambda _: None)
     sizes: dict[str, int] = {}
 
@@ -108,6 +109,11 @@ def test_a_full_disk_is_told_beforehand(model: Path, monkeypatch: pytest.MonkeyP
 def test_memory_without_stream_is_refused(model: Path) -> None:
     with pytest.raises(SettingsError, match="add --stream"):
         survey(model, memory="8GB")
+
+
+def test_stopping_early_is_refused(model: Path) -> None:
+    with pytest.raises(SettingsError, match="nothing is saved by --confidence"):
+        survey(model, stream=True, confidence=0.95)
 
 
 def test_a_model_in_memory_is_not_streamed() -> None:

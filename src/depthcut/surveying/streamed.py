@@ -34,7 +34,10 @@ _UNSTREAMED: Mapping[str, str] = {
 """By what a criterion needs: why it cannot be had from one layer at a time."""
 _CPU_BATCH_TOKENS = 1024
 _UNCOUNTED_BYTES = 64 << 20
-"""Threads, compiled kernels, pieces of states in float32, what an allocator keeps."""
+"""Compiled kernels, pieces of states in float32, what an allocator keeps."""
+_THREAD_BYTES = 4 << 20
+_GPU_LIBRARY_BYTES = 1 << 30
+"""Of libraries that a GPU's first matrix product brings into the process."""
 _STEP = 10_000_000
 """Of the memory that would do, as it is told."""
 
@@ -158,8 +161,9 @@ class _Streamed:
         scoring = (layers + 1) * states
         if any(each.needs == "sequence" for each in self._criteria.values()):
             scoring += 2 * (layers + 1) * longest * width * 8
-        whole = weights.outer_bytes if on_cpu else 0
-        return whole + max(running, scoring) + self._rows_bytes() + _UNCOUNTED_BYTES
+        constant = weights.outer_bytes if on_cpu else _GPU_LIBRARY_BYTES
+        constant += _UNCOUNTED_BYTES + _THREAD_BYTES * torch.get_num_threads()
+        return constant + max(running, scoring) + self._rows_bytes()
 
     def _attention_bytes(self, size: int, longest: int) -> int:
         """Of scores of all pairs of tokens, where they are there at once."""

@@ -7,18 +7,19 @@ from typing import TypeVar
 
 import msgspec
 
-from depthcut.errors import OutputError, PlanError
+from depthcut.choosing import best_choices
+from depthcut.errors import OutputError
 from depthcut.files import discard
 from depthcut.model.loading import LoadedModel
 from depthcut.model.skipping import Work
-from depthcut.planning import plan_from_survey
 from depthcut.records import (
+    Block,
     Choice,
-    Plan,
     Record,
     Search,
     Survey,
     Way,
+    layer_set,
     read_record,
     write_record,
 )
@@ -26,7 +27,6 @@ from depthcut.searching.inputs import discard_other_journal, search_inputs
 from depthcut.searching.search import search_model
 from depthcut.settings import (
     LoadSettings,
-    PlanSettings,
     SearchSettings,
     SurveySettings,
     SweepSettings,
@@ -227,7 +227,6 @@ def _way_of_survey(
     way: ByCriterion, survey: Survey, forwards: float, protect: str | None, counts: Iterable[int]
 ) -> Way:
     seconds = survey.origin.seconds
-    plans = _plans(way, survey, protect, counts)
     return Way(
         name=way.name,
         kind="criterion",
@@ -236,27 +235,22 @@ def _way_of_survey(
         seconds=seconds,
         forwards=forwards,
         choices=tuple(
-            Choice(removed=plan.removed, seconds=seconds, forwards=forwards) for plan in plans
+            Choice(removed=removed, seconds=seconds, forwards=forwards)
+            for removed in _lowest(way, survey, protect, counts)
         ),
     )
 
 
-def _plans(
+def _lowest(
     way: ByCriterion, survey: Survey, protect: str | None, counts: Iterable[int]
-) -> Iterator[Plan]:
-    """The criterion's choice of each number of layers; none where no such block is scored."""
+) -> Iterator[tuple[Block, ...]]:
+    """What `plan` would take at each number of layers; none where no such block is scored."""
+    scores = survey.find(way.criterion, way.tokens)
+    protected = frozenset(layer_set(protect or "", survey.model.layers))
     for count in counts:
-        settings = PlanSettings(
-            drop=count,
-            criterion=way.criterion,
-            tokens=way.tokens,
-            protect=protect,
-            blocks=way.blocks,
+        yield from best_choices(
+            scores.mean, count, scope=scores.scope, protected=protected, blocks=way.blocks
         )
-        try:
-            yield plan_from_survey(survey, settings)
-        except PlanError:
-            continue
 
 
 def _way_of_search(way: BySearch, search: Search, counts: Iterable[int]) -> Way:

@@ -329,3 +329,25 @@ def test_a_plan_that_the_search_will_not_find_is_refused_at_once(
     with pytest.raises(SettingsError, match=words):
         run(msgspec.structs.replace(searching, plan=plan), tmp_path / "run")
     assert not (tmp_path / "run" / "survey.json").exists()
+
+
+def test_a_run_by_parts_of_layers_writes_zeros_and_says_so(
+    searching: Recipe, tmp_path: Path
+) -> None:
+    assert searching.search
+    search = msgspec.structs.replace(
+        searching.search, granularity="sublayer", drop="1:3", protect="0-5.mlp"
+    )
+    by_parts = msgspec.structs.replace(searching, search=search, plan=PlanSettings(drop=3))
+    done = run(by_parts, tmp_path / "run")
+    assert not done.plan.removed
+    assert [each.part for each in done.plan.zeroed] == ["attention"] * 3
+    assert depthcut.verify(done.model).loads
+    page = done.report.read_text()
+    assert f"{done.plan.words.replace('attention', 'Attention')} add nothing any more" in page
+    assert "mergekit" not in page
+    with pytest.raises(SettingsError, match="removes 4 of 12 parts of layers, and the search"):
+        run(msgspec.structs.replace(by_parts, plan=PlanSettings(drop=4)), tmp_path / "other")
+    plan = PlanSettings(drop=3, protect="3.attention")
+    with pytest.raises(SettingsError, match="protects layer 3, which the search may take"):
+        run(msgspec.structs.replace(by_parts, plan=plan), tmp_path / "other")

@@ -184,7 +184,8 @@ def plan(
         from depthcut.reporting.terminal import plan_table, show
 
         show(plan_table(record))
-        show(f"next: depthcut slice {record.model.source} {out} --out pruned")
+        zero = " --zero" if record.zeroed else ""
+        show(f"next: depthcut slice {record.model.source} {out}{zero} --out pruned")
 
 
 def inspect(

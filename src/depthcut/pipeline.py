@@ -148,7 +148,9 @@ class _Stages:
         if not self._found(path, SliceRecord, slice_inputs(plan)):
             self._made(
                 f"slice: the model {plan.change}",
-                lambda: api.slice(self.recipe.model, plan, path, load=self.recipe.load),
+                lambda: api.slice(
+                    self.recipe.model, plan, path, zero=bool(plan.zeroed), load=self.recipe.load
+                ),
             )
         return path
 

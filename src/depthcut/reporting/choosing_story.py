@@ -12,7 +12,16 @@ from depthcut.reporting.sweep_tables import (
     standings,
     taken,
 )
-from depthcut.reporting.words import ERRORS, duration, estimate, plain, score, short_source, span
+from depthcut.reporting.words import (
+    ERRORS,
+    duration,
+    estimate,
+    numbers,
+    plain,
+    score,
+    short_source,
+    span,
+)
 
 _CLOSE = 0.02
 """Of log-perplexity: a way that is less behind the best in the mean is as good for most uses."""
@@ -66,11 +75,11 @@ def search_rows(search: Search) -> list[Found]:
             other = point.runners_up[0]
             clear = other.difference.value > ERRORS * other.difference.stderr
             judged = "worse" if clear else "not distinguishable"
-            second = f"{span(other.removed)}: {judged}"
+            second = f"{span(other.removed, other.zeroed)}: {judged}"
         rows.append(
             Found(
-                count=sum(stop - start for start, stop in point.removed),
-                layers=span(point.removed).partition(" ")[2],
+                count=search.count(point),
+                layers=numbers(point.removed, point.zeroed),
                 lost=estimate(point.loss_difference, sign=True),
                 divergence=estimate(point.kl_divergence),
                 forwards=plain(point.cost.forwards, 0) if point.cost else "–",

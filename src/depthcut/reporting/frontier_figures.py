@@ -9,7 +9,7 @@ from depthcut.records import Estimate, JudgedText, Search, Sweep, Way
 from depthcut.reporting.figures import Figure
 from depthcut.reporting.sweep_tables import standings
 from depthcut.reporting.theme import SERIES, WIDTH, Spec, chart, dots, light, mark, unlabelled
-from depthcut.reporting.words import estimate, score, short_source, span
+from depthcut.reporting.words import estimate, numbers, score, short_source, span
 
 HEIGHT = 250
 _HIGHEST = 60.0
@@ -39,8 +39,7 @@ def sweep_figures(sweep: Sweep) -> list[Figure]:
 def search_figure(search: Search) -> Figure:
     """What a search found: the divergence of its best choice of each number of layers."""
     points = [
-        _point("search", sum(stop - start for start, stop in each.removed), each.kl_divergence,
-               span(each.removed))
+        _point("search", search.count(each), each.kl_divergence, span(each.removed, each.zeroed))
         for each in search.frontier
     ]  # fmt: skip
     encoding = _encoding("KL divergence, nats", points, legend=None)
@@ -60,8 +59,8 @@ def search_figure(search: Search) -> Figure:
         columns=("removed", "layers", "kl", "kl_stderr", "loss_difference", "stderr"),
         rows=tuple(
             (
-                sum(stop - start for start, stop in each.removed),
-                span(each.removed).partition(" ")[2],
+                search.count(each),
+                numbers(each.removed, each.zeroed),
                 each.kl_divergence.value,
                 each.kl_divergence.stderr,
                 each.loss_difference.value,

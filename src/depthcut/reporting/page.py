@@ -79,7 +79,9 @@ def render(results: Results, figures: dict[str, tuple[Figure, str]]) -> str:
             surveyed=surveyed,
             swept=swept,
             choosing=choosing_story,
-            plan_layers=words.span(results.plan.removed).partition(" ")[2] if results.plan else "",
+            plan_layers=words.numbers(results.plan.removed, results.plan.zeroed)
+            if results.plan
+            else "",
             standings=sweep_tables,
             stopping=_stopping(results.survey),
             criteria=_criteria(results),

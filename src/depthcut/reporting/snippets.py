@@ -49,19 +49,20 @@ def loading(results: Results) -> list[Snippet]:
     if results.plan:
         source, plan = results.plan.model.source, results.folder.resolve() / PLACES["plan"]
         out = results.folder.resolve() / "pruned"
+        zero = " --zero" if results.plan.zeroed else ""
         return [
             Snippet(
                 "First write the cut model",
                 "Copies the bytes that stay; it needs no GPU and little memory.",
-                f"depthcut slice {shlex.quote(source)} {_quoted(plan)} --out {_quoted(out)}",
+                f"depthcut slice {shlex.quote(source)} {_quoted(plan)}{zero} --out {_quoted(out)}",
             )
         ]
     return []
 
 
 def mergekit(results: Results) -> Snippet | None:
-    """The same cut for mergekit."""
-    if results.plan is None:
+    """The same cut for mergekit; None: it knows whole layers only."""
+    if results.plan is None or results.plan.zeroed:
         return None
     return Snippet(
         "The same cut with mergekit",

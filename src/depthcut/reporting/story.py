@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from depthcut.records import Comparison, ModelEvaluation, Plan, Survey
+from depthcut.records import Comparison, ModelEvaluation, Plan, Survey, layers_in_words
 from depthcut.reporting.results import Results
 from depthcut.reporting.words import (
     ERRORS,
@@ -70,7 +70,7 @@ def runners_up(results: Results) -> list[RunnerUp]:
     plan = results.plan
     if plan is None or not plan.alternatives:
         return []
-    rows = [RunnerUp(span(plan.removed), plan.score, "–", "")]
+    rows = [RunnerUp(span(plan.removed, plan.zeroed), plan.score, "–", "")]
     for each in plan.alternatives:
         value, error = each.difference.value, each.difference.stderr
         if abs(value) < ERRORS * error:
@@ -80,7 +80,7 @@ def runners_up(results: Results) -> list[RunnerUp]:
         else:
             judged = "clearly higher" if value > 0 else "clearly lower"
         difference = estimate(each.difference, sign=True)
-        rows.append(RunnerUp(span(each.removed), each.score, difference, judged))
+        rows.append(RunnerUp(span(each.removed, each.zeroed), each.score, difference, judged))
     return rows
 
 
@@ -107,12 +107,20 @@ def _what_went(results: Results) -> list[str]:
     plan = results.plan
     if plan is None:
         return []
-    gone = sum(plan.model.layer_parameters[layer] for layer in plan.removed_layers)
-    share = change(plan.model.parameters, plan.model.parameters - gone).lstrip("−")
-    return [
-        f"{sentence(plan.words)} of {plan.model.layers} went, and with them {share} of the "
-        "parameters."
-    ]
+    sentences = []
+    if plan.removed:
+        gone = sum(plan.model.layer_parameters[layer] for layer in plan.removed_layers)
+        share = change(plan.model.parameters, plan.model.parameters - gone).lstrip("−")
+        sentences.append(
+            f"{sentence(layers_in_words(plan.removed))} of {plan.model.layers} went, and with them "
+            f"{share} of the parameters."
+        )
+    if plan.zeroed:
+        sentences.append(
+            f"{sentence(plan.zeroed_words)} add nothing any more: their last projections are zero, "
+            "which saves neither room nor time."
+        )
+    return sentences
 
 
 def _what_it_cost(results: Results) -> list[str]:

@@ -20,7 +20,6 @@ from depthcut.records import (
     Survey,
     Sweep,
     Verification,
-    layers_in_words,
 )
 from depthcut.reporting.criteria_tables import choices, lowest
 from depthcut.reporting.headline import headline_lines
@@ -99,7 +98,7 @@ def search_table(search: Search) -> RenderableType:
     table = Table("removed", "loss lost, nats ± error", "KL, nats ± error")
     for point in search.frontier:
         table.add_row(
-            layers_in_words(point.removed).rsplit(" (", 1)[0],
+            span(point.removed, point.zeroed),
             estimate(point.loss_difference, sign=True),
             estimate(point.kl_divergence),
         )
@@ -235,7 +234,7 @@ def plan_table(plan: Plan) -> RenderableType:
         table = Table("instead", "score", "difference ± error", "so it is")
         for other in plan.alternatives:
             table.add_row(
-                layers_in_words(other.removed),
+                other.words,
                 score(other.score),
                 estimate(other.difference, sign=True),
                 _judged(other.difference),

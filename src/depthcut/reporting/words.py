@@ -14,7 +14,9 @@ from depthcut.records import (
     Speed,
     Stability,
     Stopping,
+    Sublayer,
     layers_in_words,
+    sublayers_in_words,
 )
 from depthcut.settings import Tokens
 
@@ -150,9 +152,15 @@ def at_tokens(tokens: Tokens) -> str:
     return "at the last token" if tokens == "last" else "at all tokens"
 
 
-def span(blocks: Sequence[Block]) -> str:
-    """Blocks without their count: "layers 12–18"."""
-    return layers_in_words(blocks).rpartition(" (")[0]
+def span(blocks: Sequence[Block], parts: Sequence[Sublayer] = ()) -> str:
+    """Blocks without their count, and parts of layers: "layers 12–18; MLP of layer 20"."""
+    layers = layers_in_words(blocks).rpartition(" (")[0] if blocks or not parts else ""
+    return "; ".join(filter(None, (layers, sublayers_in_words(parts))))
+
+
+def numbers(blocks: Sequence[Block], parts: Sequence[Sublayer] = ()) -> str:
+    """The same for a column of layers: "12–18", or with parts all in words."""
+    return span(blocks, parts) if parts else span(blocks).partition(" ")[2]
 
 
 def score(number: float) -> str:

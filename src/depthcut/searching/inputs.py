@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from depthcut.errors import SettingsError
-from depthcut.records import inputs_digest, layer_counts, layer_set
+from depthcut.records import inputs_digest, layer_counts, layer_set, unit_set
 from depthcut.settings import LoadSettings, PlanSettings, SearchSettings
 
 
@@ -29,21 +29,26 @@ def refuse_unsearched(settings: SearchSettings, plan: PlanSettings, layers: int)
     """
     if plan.remove is not None:
         raise SettingsError("remove and a search: name the layers, or leave them to the search")
-    searched_counts = layer_counts(str(settings.drop), layers)
-    wanted = layer_counts(str(plan.drop), layers) if plan.drop is not None else ()
-    wanted = (layers - plan.keep,) if plan.keep is not None else wanted
+    by_parts = settings.granularity == "sublayer"
+    every = 2 * layers if by_parts else layers
+    searched_counts = layer_counts(str(settings.drop), every)
+    wanted = layer_counts(str(plan.drop), every) if plan.drop is not None else ()
+    wanted = (every - plan.keep,) if plan.keep is not None else wanted
     if len(wanted) > 1:
         raise SettingsError(f"drop {plan.drop}: a plan removes one number of layers, such as 7")
     for count in wanted:
         if count not in searched_counts:
             raise SettingsError(
-                f"the plan removes {count} of {layers} layers, and the search's drop is "
+                f"the plan removes {count} of {every} {'parts of ' * by_parts}layers, and the "
+                "search's drop is "
                 f"{settings.drop}: add {count} to it"
             )
-    searched, planned = (set(layer_set(each.protect or "", layers)) for each in (settings, plan))
+    named = unit_set if by_parts else layer_set
+    searched, planned = (set(named(each.protect or "", layers)) for each in (settings, plan))
     if missing := sorted(planned - searched):
         raise SettingsError(
-            f"the plan protects layer {missing[0]}, which the search may take: protect it there"
+            f"the plan protects layer {missing[0] // (every // layers)}, which the search may "
+            "take: protect it there"
         )
 
 

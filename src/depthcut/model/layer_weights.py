@@ -124,8 +124,7 @@ class LayerWeights:
     @property
     def largest_bytes(self) -> int:
         """The largest weight: kernels may copy it into an order of their own."""
-        sources = (each for some in self._sources for each in some)
-        return max((self._loader.loaded_bytes(each) for each in sources), default=0)
+        return max(max(self._weights_of(some).values(), default=0) for some in self._sources)
 
     @contextlib.contextmanager
     def there(self) -> Iterator[None]:
@@ -219,11 +218,19 @@ class LayerWeights:
 
     @property
     def _converted_bytes(self) -> int:
-        """Of a layer's weights that are put together anew, beside what they are made of."""
-        return max(
-            sum(self._loader.loaded_bytes(each) for each in some if each.converted)
-            for some in self._sources
-        )
+        """Of a layer's weights that are put together anew, and of the steps on the way to one."""
+        found = 0
+        for some in self._sources:
+            made = self._weights_of([each for each in some if each.converted])
+            found = max(found, sum(made.values()) + max(made.values(), default=0))
+        return found
+
+    def _weights_of(self, sources: Sequence[_Source]) -> dict[str, int]:
+        """The bytes of each weight that these make; where they make several, all in the first."""
+        found: dict[str, int] = {}
+        for each in sources:
+            found[each.target] = found.get(each.target, 0) + self._loader.loaded_bytes(each)
+        return found
 
     def _read(self, layer: int) -> dict[str, Tensor]:
         """A layer's tensors as they lie in the checkpoint, in a buffer that is used again."""

@@ -30,12 +30,15 @@ _UNSTREAMED: Mapping[str, str] = {
     "gradients": "gradients go through the whole model",
     "losses": "skipping each block runs the whole model",
     "full batches": "it looks behind the final norm",
+    "part": "each layer runs twice for it",
 }
 """By what a criterion needs: why it cannot be had from one layer at a time."""
 _CPU_BATCH_TOKENS = 1024
 _UNCOUNTED_BYTES = 64 << 20
 """Compiled kernels, pieces of states in float32, what an allocator keeps."""
 _THREAD_BYTES = 4 << 20
+_SUMMED_BYTES = 12 * (16 << 20)
+"""Of a weight that is added up, piece by piece, in float32 and float64."""
 _GPU_LIBRARY_BYTES = 1 << 30
 """Of libraries that a GPU's first matrix product brings into the process."""
 _STEP = 10_000_000
@@ -157,7 +160,9 @@ class _Streamed:
         running = weights.streaming_bytes + 3 * states
         if on_cpu:
             running += weights.largest_bytes + tokens * activation_bytes(loaded)
-            running += self._attention_bytes(size, longest)
+            running += self._attention_bytes(size, longest) + tokens * self._expert_bytes()
+        if any(each.needs == "weights" for each in self._criteria.values()):
+            running += min(_SUMMED_BYTES, 12 * weights.largest_bytes // self._element_bytes)
         scoring = (layers + 1) * states
         if any(each.needs == "sequence" for each in self._criteria.values()):
             scoring += 2 * (layers + 1) * longest * width * 8
@@ -172,6 +177,13 @@ class _Streamed:
             return 0
         heads = int(getattr(config, "num_attention_heads", None) or 1)
         return 3 * size * heads * longest**2 * 4
+
+    def _expert_bytes(self) -> int:
+        """Of what a token's experts compute, beyond what a layer without experts does."""
+        config = self._streamed.loaded.model.config.get_text_config()
+        each = int(getattr(config, "num_experts_per_tok", None) or 0)
+        wide = int(getattr(config, "moe_intermediate_size", None) or 0)
+        return each * (4 * wide + 4 * self._streamed.loaded.facts.hidden_size) * self._element_bytes
 
     def _rows_bytes(self) -> int:
         """Of what the scores of all sequences take, and the sums that linear maps are made of."""

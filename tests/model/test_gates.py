@@ -84,12 +84,15 @@ def test_the_first_are_the_slopes_of_each_sequences_loss(model_type: str) -> Non
 
 def test_random_directions_have_the_fisher_matrix_for_their_mean_square() -> None:
     model, (ids, *_) = precise("llama"), SEQUENCES
+    model.get_output_embeddings().weight.data *= 6  # few tokens are likely
     found = gradients(model, padded([ids]), directions=1500)[0, 1:]
     p = functional.softmax(logits(model, ids, [1.0] * LAYERS), dim=-1)
     by_gate = slopes(model, ids)
     centred = by_gate - (by_gate * p).sum(-1, keepdim=True)
     fisher = torch.einsum("itv,jtv,tv->ij", centred, centred, p) / (len(ids) - 1)
-    torch.testing.assert_close(found.T @ found / len(found), fisher, rtol=0.15, atol=0.02)
+    scale = fisher.diagonal().sqrt()
+    difference = (found.T @ found / len(found) - fisher) / (scale[:, None] * scale)
+    assert difference.abs().max() < 0.12  # three standard errors
     # Half of it is what the divergence grows by where gates close a little.
     gates = torch.tensor([1.0, 0.99, 1.0, 0.98, 1.0, 0.99], dtype=torch.float64)
     q = functional.log_softmax(logits(model, ids, gates.tolist()), dim=-1)

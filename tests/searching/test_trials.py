@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from depthcut.errors import SettingsError
 from depthcut.model.kept_states import KeptStates
-from depthcut.model.skipping import Kept, Losses, Skipper, Work, in_order
+from depthcut.model.loading import from_memory
+from depthcut.model.skipping import Kept, Losses, Skipper, Work, in_order, skipping
 from depthcut.records import Search, read_record, write_record
 from depthcut.searching.journal import Journal
 from depthcut.searching.trials import BudgetSpentError, Removed, Trials
@@ -81,6 +82,17 @@ def test_what_stacks_have_in_common_runs_once(stacks: set[frozenset[int]]) -> No
             assert all(torch.equal(a, b) for a, b in zip(losses, alone, strict=True))
         kept = {key[0] for key in skipper._kept if isinstance(key[0], tuple)}  # type: ignore[index]
         assert kept == way_of_the_base - {skipper.whole}
+
+
+def test_no_state_stays_of_a_measurement_that_was_broken_off() -> None:
+    with trials() as (_, skipper):
+        skipper.base = (0, 1, 2)
+        measured = skipper.measure_each([(1, 2, 3, 4), (1, 2, 3, 5), (0, 2)], 0)
+        for _ in range(2):
+            next(measured)
+        measured.close()
+        kept = {key[0] for key in skipper._kept if isinstance(key[0], tuple)}  # type: ignore[index]
+        assert kept == {(0,), (0, 1), (0, 1, 2)}  # the way of the base
 
 
 def test_states_in_a_file_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +165,16 @@ def test_it_stops_before_the_reading_beyond_its_evaluations() -> None:
     with pytest.raises(BudgetSpentError):
         found.measure(list(SINGLES), range(10))
     assert found.evaluations == 2.5
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_of_no_sequences_is_refused(size: int) -> None:
+    loaded = from_memory(tiny(), None)
+    with (
+        pytest.raises(SettingsError, match="at least 1"),
+        skipping(loaded, some_text(), batch_size=size),
+    ):
+        pass
 
 
 def test_what_the_journal_holds_is_within_the_minutes() -> None:

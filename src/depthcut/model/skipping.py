@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from depthcut.errors import SettingsError
 from depthcut.model.batching import fitting_batch_size, free_memory_bytes
 from depthcut.model.gates import gate_gradients
 from depthcut.model.kept_states import KeptStates
@@ -249,6 +250,8 @@ def skipping(
         ArchitectureError: The model cannot be run in part.
         SettingsError: A batch size below 1.
     """
+    if batch_size is not None and batch_size < 1:
+        raise SettingsError(f"batch size {batch_size}: at least 1 is needed")
     size = batch_size or min(all_ranks().everywhere(_batch_size(loaded, sequences)))
     memory_bytes = int(free_memory_bytes(loaded.device) * _KEPT_SHARE)
     with contextlib.ExitStack() as stack:

@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 RUNNERS_UP = 5
 _AT_LEAST_ONE = (
     *("largest_block", "beam_width", "shortlist", "gradients"),
-    *("initially_generated", "offspring", "max_mutations"),
+    *("initially_generated", "initial_tokens", "offspring", "max_mutations", "batch_size"),
 )
 """Settings."""
 

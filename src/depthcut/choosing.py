@@ -1,9 +1,8 @@
 """The best choices of layers where scores add up, exactly. No torch."""
 
 from collections.abc import Sequence
-from typing import Literal
 
-from depthcut.records import Block, merged
+from depthcut.records import Block, Scope, merged
 
 _Choice = tuple[float, tuple[Block, ...]]
 
@@ -12,7 +11,7 @@ def best_choices(
     scores: Sequence[Sequence[float]],
     count: int,
     *,
-    scope: Literal["block", "layer"],
+    scope: Scope,
     protected: frozenset[int] = frozenset(),
     blocks: int = 1,
     most: int = 1,
@@ -27,7 +26,7 @@ def best_choices(
         scores: scores[start][size - 1] of each block; of scope layer one of each start. Rows may
             end early: larger blocks are no choice.
         count: How many layers go.
-        scope: Whether blocks have scores of their own, or single layers only.
+        scope: block where blocks have scores of their own; else single layers only.
         protected: Layers that stay.
         blocks: At most so many separate blocks, of scope block.
         most: How many choices.

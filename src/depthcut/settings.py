@@ -131,8 +131,8 @@ class SurveySettings(TextSettings, frozen=True, kw_only=True):
 
     criteria: tuple[str, ...] = ("angular", "block-influence", "relative-magnitude")
     """What redundancy is measured by, see docs/method.md: angular, cosine, cosine-centred,
-    euclidean, cka, linear-map, pruneme, block-influence, relative-magnitude, weight-magnitude,
-    taylor, loss-block, kl-block; or all."""
+    euclidean, cka, linear-map, pruneme, block-influence, relative-magnitude, attention-influence,
+    mlp-influence, weight-magnitude, taylor, loss-block, kl-block; or all."""
     largest_block: int | None = None
     """Layers in the largest block that the costly criteria (linear-map, loss-block, kl-block)
     score; default: half of the model's."""

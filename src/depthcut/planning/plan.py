@@ -15,6 +15,7 @@ from depthcut.errors import PlanError, SettingsError
 from depthcut.mergekit import MergekitRecipe
 from depthcut.planning.stability import stability
 from depthcut.records import (
+    PARTS,
     Alternative,
     Block,
     Estimate,
@@ -45,6 +46,8 @@ _UNITS = {"": 1, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 def plan_from_survey(survey: Survey, settings: PlanSettings) -> Plan:
     """The best choice of layers by one criterion of a survey, with the runners-up.
 
+    A criterion of attention or of the MLP alone chooses among these.
+
     With `settings.remove` the layers are the hand's, and the survey's best choices of as many
     layers stand beside them.
 
@@ -56,18 +59,18 @@ def plan_from_survey(survey: Survey, settings: PlanSettings) -> Plan:
     started = time.monotonic()
     _check_settings(settings)
     scores = survey.find(settings.criterion, settings.tokens)
-    protected = layer_set(settings.protect or "", survey.model.layers)
+    protected = _protected(settings, scores)
     if settings.remove is not None:
-        choice, zeroed = by_hand(settings, survey.model.layers)
-        if zeroed:
-            raise SettingsError(
-                f"remove {settings.remove}: {settings.criterion} scores whole layers; name the "
-                "model instead of the survey"
-            )
+        choice = _scored_by_hand(settings, scores)
         # The same number of layers, as far as the criterion scores what can be compared.
         scored = _is_scored(scores, choice)
         ranked = _ranked(scores, layer_count(choice), protected, settings) if scored else []
     elif settings.params is not None:
+        if scores.scope in PARTS:
+            raise SettingsError(
+                f"params {settings.params} and {scores.criterion}: zeros take as much room; say "
+                "--drop or --keep"
+            )
         ranked = _ranked_for_size(survey, scores, protected, settings)
         choice = ranked[0]
     else:
@@ -77,27 +80,30 @@ def plan_from_survey(survey: Survey, settings: PlanSettings) -> Plan:
         stability(
             scores, survey.text, choice, protected=frozenset(protected), blocks=settings.blocks
         )
-        if settings.remove is None
+        if settings.remove is None and scores.scope not in PARTS
         else None
     )
+    removed, zeroed = _gone(scores, choice)
     return Plan(
         origin=Origin.since(started, inputs=plan_inputs(settings, survey.origin.inputs)),
         model=survey.model,
         settings=settings,
         survey=survey.origin.inputs,
-        slices=slices_without(choice, survey.model.layers),
+        slices=slices_without(removed, survey.model.layers),
+        zeroed=zeroed,
         stability=stable,
         score=_score(scores, choice) if _is_scored(scores, choice) else None,
         alternatives=tuple(
             Alternative(
-                removed=other,
+                removed=_gone(scores, other)[0],
+                zeroed=_gone(scores, other)[1],
                 score=_score(scores, other),
                 difference=paired_difference(scores, other, choice),
             )
             for other in ranked
             if other != choice
         ),
-        warnings=(*_unscored(scores, choice), *_warnings(choice, survey.model.layers)),
+        warnings=(*_unscored(scores, choice), *_warnings(removed, survey.model.layers)),
     )
 
 
@@ -380,6 +386,41 @@ def _check_count(count: int, layers: int, asked: str) -> None:
             f"{asked}: removes {count} of {layers} layers; at least one must stay, "
             f"so drop at most {layers - 1}"
         )
+
+
+def _gone(
+    scores: Scores, choice: Sequence[Block]
+) -> tuple[tuple[Block, ...], tuple[Sublayer, ...]]:
+    """What goes where the scores choose these layers: the layers, or that part of each."""
+    for part in PARTS:
+        if scores.scope == part:
+            layers = (layer for block in choice for layer in range(*block))
+            return (), tuple(Sublayer(layer=layer, part=part) for layer in layers)
+    return tuple(choice), ()
+
+
+def _protected(settings: PlanSettings, scores: Scores) -> tuple[int, ...]:
+    layers = len(scores.mean)
+    for number, part in enumerate(PARTS):
+        if scores.scope == part:
+            units = unit_set(settings.protect or "", layers)
+            return tuple(unit // 2 for unit in units if unit % 2 == number)
+    return layer_set(settings.protect or "", layers)
+
+
+def _scored_by_hand(settings: PlanSettings, scores: Scores) -> tuple[Block, ...]:
+    """The layers that `remove` names, or whose part of the scores' scope it names alone."""
+    removed, zeroed = by_hand(settings, len(scores.mean))
+    layers = {each.layer for each in zeroed}
+    if not zeroed and scores.scope not in PARTS:
+        return removed
+    if removed or {each.part for each in zeroed} != {scores.scope}:
+        scored = scores.scope if scores.scope in PARTS else "whole layers"
+        raise SettingsError(
+            f"remove {settings.remove}: {settings.criterion} scores {scored}; name the model "
+            "instead of the survey"
+        )
+    return merged(layers)
 
 
 def by_hand(settings: PlanSettings, layers: int) -> tuple[tuple[Block, ...], tuple[Sublayer, ...]]:

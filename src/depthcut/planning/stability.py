@@ -75,7 +75,7 @@ def _columns(scores: Scores, *, sizes: set[int]) -> dict[tuple[int, int], "array
     """What each sequence says of the blocks that can be chosen, by start and size."""
     samples = array("f", scores.per_sequence)
     width = sum(len(row) for row in scores.mean)
-    wanted = {1} if scores.scope == "layer" else sizes
+    wanted = {1} if scores.scope != "block" else sizes
     entries = [
         (start, size) for start, row in enumerate(scores.mean) for size in range(1, len(row) + 1)
     ]

@@ -46,7 +46,7 @@ from depthcut.records.sublayers import (
     unit_set,
     units_of,
 )
-from depthcut.records.survey import Scores, Stopping, Survey
+from depthcut.records.survey import Scope, Scores, Stopping, Survey
 from depthcut.records.sweep import SWEEP_COLUMNS, Choice, JudgedText, Judgement, Sweep, Way
 
 __all__ = [
@@ -76,6 +76,7 @@ __all__ = [
     "Record",
     "Refusal",
     "Rival",
+    "Scope",
     "Scores",
     "Search",
     "SliceRecord",

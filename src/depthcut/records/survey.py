@@ -13,18 +13,22 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+Scope = Literal["block", "layer", "attention", "mlp"]
+
+
 class Scores(Record, frozen=True, kw_only=True):
     """One criterion, at the last or at all tokens: a score for each block, low = redundant."""
 
     criterion: str
     tokens: Tokens
-    scope: Literal["block", "layer"]
-    """block: every block [start, start + size); layer: single layers only, whose scores add up."""
+    scope: Scope
+    """block: every block [start, start + size); layer: single layers only, whose scores add up;
+    attention or mlp: that part of single layers only."""
     paper: str
     meaning: str = ""
     """What is measured, and what the ends of its range say."""
     mean: tuple[tuple[float, ...], ...]
-    """mean[start][size - 1]; a criterion of scope layer has one entry for each start.
+    """mean[start][size - 1]; a criterion of another scope than block has one for each start.
 
     Rows may be shorter than the layers from there on: costly criteria score blocks up to a largest
     one, and some criteria have nothing to say of some starts.

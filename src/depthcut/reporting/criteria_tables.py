@@ -36,7 +36,7 @@ def choices(survey: Survey, *, largest: int | None = None) -> CriteriaTable:
 
 def lowest(scores: Scores, size: int) -> tuple[Block, ...]:
     """The block of so many layers that scores lowest, or so many single layers; () if none is."""
-    if scores.scope == "layer":
+    if scores.scope != "block":
         order = sorted(range(len(scores.mean)), key=lambda layer: scores.mean[layer][0])
         return merged(order[:size])
     starts = [start for start, row in enumerate(scores.mean) if len(row) >= size]

@@ -173,7 +173,7 @@ def _chosen_by(plan: Plan, survey: Survey | None) -> str:
     settings = plan.settings
     where = f"{criterion(settings.criterion)} {at_tokens(settings.tokens)}"
     every = survey.scores if survey else ()
-    of_layers = {each.criterion for each in every if each.scope == "layer"}
+    of_layers = {each.criterion for each in every if each.scope != "block"}
     if settings.criterion in of_layers or not every:
         return f"no other choice of as many layers has less {where}, summed"
     if settings.blocks == 1:

@@ -19,7 +19,7 @@ def survey_figures(survey: Survey, plan: Plan | None) -> list[Figure]:
         figures += [heat_map(scores, removed), best_blocks(scores, others, plan)]
     by_criterion: dict[str, list[Scores]] = {}
     for each in survey.scores:
-        if each.scope == "layer":
+        if each.scope != "block":
             by_criterion.setdefault(each.criterion, []).append(each)
     figures += [layer_scores(each, removed) for each in by_criterion.values()]
     return [*figures, norms(survey.norms, removed)]

@@ -33,6 +33,8 @@ CRITERIA = {
     "pruneme": "PruneMe's distance",
     "block-influence": "block influence",
     "relative-magnitude": "relative magnitude",
+    "attention-influence": "influence of attention",
+    "mlp-influence": "influence of the MLP",
     "weight-magnitude": "magnitude of weights",
     "taylor": "Taylor score",
     "loss-block": "loss increase",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from depthcut.errors import SettingsError, nearest
-from depthcut.records import Block
+from depthcut.records import Block, Scope
 from depthcut.settings import Tokens
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ Needs = Literal[
     "weights",
     "gradients",
     "losses",
+    "part",
 ]
 """What a criterion's function is given, and what it returns; entries in reading order, float64.
 
@@ -41,6 +42,8 @@ weights          one tensor of a layer -> a number; the layer's score is their s
 gradients        one tensor of a layer, and its gradient -> a number; the same
 losses           what each sequence of a batch says of the model without a block, of the whole
                  model, and at which tokens, Losses both -> (batch,), in nats
+part             DepthPairs of what enters and what leaves the attention or the MLP of a layer, its
+                 sum with the residual stream -> (tokens, 1)
 """
 
 
@@ -51,8 +54,9 @@ class Criterion:
     function: "Callable[..., Tensor]"
     """As `needs` says."""
     needs: Needs
-    scope: Literal["block", "layer"]
-    """block: an entry for every block [start, stop); layer: one for every layer."""
+    scope: Scope
+    """block: an entry for every block [start, stop); layer, or its attention or MLP alone: one
+    for every layer."""
     paper: str
     meaning: str
     tokens: tuple[Tokens, ...] = ("last", "all")
@@ -224,6 +228,22 @@ CRITERIA: Mapping[str, Criterion] = {
         "Relative magnitude, in Men et al. 2024, ShortGPT, arXiv:2403.03853",
         "norm of what the layer adds over the norm of what leaves it: 0 adds nothing",
     ),
+    "attention-influence": Criterion(
+        block_influence,
+        "part",
+        "attention",
+        "He et al. 2024, LLM-Drop, arXiv:2406.15786",
+        "1 - mean cosine between what enters the attention and its sum with the residual stream: "
+        "0 same, 2 opposite",
+    ),
+    "mlp-influence": Criterion(
+        block_influence,
+        "part",
+        "mlp",
+        "He et al. 2024, LLM-Drop, arXiv:2406.15786",
+        "1 - mean cosine between what enters the MLP and its sum with the residual stream: 0 same, "
+        "2 opposite",
+    ),
     "weight-magnitude": Criterion(
         weight_magnitude,
         "weights",
@@ -281,7 +301,7 @@ def chosen(names: Iterable[str]) -> dict[str, Criterion]:
 
 def row_widths(criterion: Criterion, layers: int, largest: int) -> tuple[int, ...]:
     """How many entries a criterion has for each start: blocks of 1, 2 … layers, or the layer."""
-    if criterion.scope == "layer":
+    if criterion.scope != "block":
         return (1,) * layers
     most = largest if criterion.costly else layers
     return tuple(

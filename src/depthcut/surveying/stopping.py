@@ -22,6 +22,7 @@ _UNSETTLED: Mapping[str, str] = {
     "weights": "no text changes it",
     "gradients": "it is measured once the text is read",
     "losses": "it is measured once the text is read",
+    "part": "it is measured once the text is read",
 }
 """By what a criterion needs: why no survey can stop by it."""
 

@@ -27,6 +27,7 @@ from depthcut.surveying.pruneme import FullBatches, full_batches
 from depthcut.surveying.scores import Rows, in_rows, scores_of
 from depthcut.surveying.skipped_blocks import loss_rows
 from depthcut.surveying.stopping import settling
+from depthcut.surveying.sublayers import part_rows
 from depthcut.surveying.weights import gradient_rows, refuse_weights, weight_rows
 from depthcut.text.sequences import Batch, Sequences
 
@@ -165,6 +166,7 @@ def survey_model(
         sequences = stopping.read()
     observations.rows |= source.weight_rows(len(sequences.sequences))
     observations.rows |= gradient_rows(loaded, sequences, criteria, ranks)
+    observations.rows |= part_rows(loaded, sequences, criteria, ranks, batch_size=batch_size)
     observations.rows |= loss_rows(
         loaded, sequences, criteria, ranks, largest=largest, batch_size=settings.batch_size
     )

@@ -109,6 +109,11 @@ def _way(name: str, objective: Objective) -> AskedWay:
 
 def _criterion(name: str, base: str, suffix: str | None, number: str | None) -> ByCriterion:
     criterion = CRITERIA[base]
+    if criterion.needs == "part":
+        raise SettingsError(
+            f"{name} ranks {criterion.scope} alone, and a sweep compares choices of whole layers: "
+            "leave it out"
+        )
     _refuse_suffix(name, suffix, criterion.tokens)
     usual: Tokens = "all" if "all" in criterion.tokens else "last"
     tokens: Tokens = "last" if suffix == "last" else "all" if suffix else usual

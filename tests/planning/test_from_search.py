@@ -1,5 +1,6 @@
 """A plan takes what a search found."""
 
+import msgspec
 import pytest
 
 from depthcut.errors import PlanError, SettingsError
@@ -29,7 +30,10 @@ def test_a_layer_that_the_search_took_cannot_be_protected_afterwards() -> None:
 
 
 def test_what_the_search_did_not_come_to_is_refused() -> None:
-    with pytest.raises(PlanError, match=r"chose no 9 layers: it has 1, .* --drop 9"):
+    with pytest.raises(PlanError, match=r"did not come to 9: it has 1, .* --drop 9"):
         plan_from_search(make_search(), PlanSettings(drop=9))
+    cut_short = msgspec.structs.replace(make_search(), complete=False)
+    with pytest.raises(PlanError, match=r"before it came to 9: it has 1, .* more --minutes"):
+        plan_from_search(cut_short, PlanSettings(drop=9))
     with pytest.raises(SettingsError, match="remove and a search"):
         plan_from_search(make_search(), PlanSettings(remove="3"))

@@ -23,7 +23,7 @@ def test_a_missing_folder_is_refused_too(tmp_path: Path) -> None:
 
 def test_a_broken_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"kind": "survey"}')
-    with pytest.raises(RecordError, match=r"plan\.json is not a plan"):
+    with pytest.raises(RecordError, match=r"plan\.json is not a plan: it is a survey; give a plan"):
         read_results(tmp_path)
 
 

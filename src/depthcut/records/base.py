@@ -21,6 +21,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of all records: immutable, keyword-only, unknown keys refused."""
 
 
+class _Kind(msgspec.Struct):
+    kind: str = ""
+
+
 class Origin(Record, frozen=True, kw_only=True):
     """Where a record came from: enough to make it again."""
 
@@ -53,17 +57,28 @@ def read_record(path: Path, kind: type[R]) -> R:
     Raises:
         RecordError: No such file, not JSON, not this kind of record, or from another version.
     """
+    name = kind.__name__.removesuffix("Record").lower()
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError as error:
-        raise RecordError(
-            f"no file {path}: expected a {kind.__name__.removesuffix('Record').lower()} record"
-        ) from error
+        raise RecordError(f"no file {path}: expected a {name} record") from error
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        name, why = kind.__name__.removesuffix("Record").lower(), " ".join(str(error).split())
-        raise RecordError(f"{path} is not a {name} of this depthcut: {why}") from error
+        found, why = kind_of(path), " ".join(str(error).split())
+        if found and found.replace("-", "") != name:
+            raise RecordError(f"{path} is not a {name}: it is a {found}; give a {name}") from error
+        raise RecordError(
+            f"{path} is not a {name} of this depthcut: {why}; make it again with this version"
+        ) from error
+
+
+def kind_of(path: Path) -> str:
+    """What kind of record a file says that it holds; empty: it says nothing that can be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Kind).kind
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return ""
 
 
 def write_record(record: Record, path: Path, *, overwrite: bool = False) -> None:

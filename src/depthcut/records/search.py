@@ -88,9 +88,14 @@ class Search(Record, frozen=True, kw_only=True):
             if self.count(point) == count:
                 return point
         found = ", ".join(str(self.count(point)) for point in self.frontier)
-        why = "" if self.complete else " before its budget was spent"
+        if not self.complete:
+            raise PlanError(
+                f"the search spent its budget before it came to {count}: it has "
+                f"{found or 'no choice'}; search with more --minutes or --evaluations, into "
+                "another --out"
+            )
         raise PlanError(
-            f"the search chose no {count} layers{why}: it has {found or 'none'}; search with "
+            f"the search did not come to {count}: it has {found or 'no choice'}; search with "
             f"--drop {count}"
         )
 

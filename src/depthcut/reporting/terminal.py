@@ -102,8 +102,12 @@ def search_table(search: Search) -> RenderableType:
             estimate(point.loss_difference, sign=True),
             estimate(point.kl_divergence),
         )
-    stopped = () if search.complete else ("[yellow]stopped at its budget[/yellow]",)
-    return Group(escape(head), table, *stopped)
+    if search.complete:
+        return Group(escape(head), table)
+    if not search.frontier:
+        nothing = "stopped at its budget before any choice: raise --minutes or --evaluations"
+        return Group(escape(head), f"[yellow]{nothing}[/yellow]")
+    return Group(escape(head), table, "[yellow]stopped at its budget[/yellow]")
 
 
 def own_text_line(record: OwnText) -> str:

@@ -5,11 +5,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from depthcut import api, cli
 from depthcut.records import Plan, read_record, write_record
+from depthcut.settings import Recipe
 from tests.records_for_tests import make_survey
+from tests.reporting.sweeps_for_tests import make_search
 
 Outcome = tuple[int, str, str]
 
@@ -140,6 +143,51 @@ def test_a_recipe_and_its_options_cannot_be_mixed(
     code, _, err = depthcut("run", recipe, "--drop", 3, "--out", tmp_path / "run")
     assert code == 2
     assert "write it into" in err
+
+
+def test_a_run_takes_load_options_as_other_commands_do(
+    depthcut: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes: list[Recipe] = []
+    monkeypatch.setattr(cli, "_run", lambda recipe, *_, **__: recipes.append(recipe))
+    code, _, _ = depthcut("run", "smollm2", "--device", "cpu", "--out", tmp_path / "run")
+    assert code == 0
+    assert recipes[0].load.device == "cpu"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: smollm2\n")
+    code, _, err = depthcut("run", recipe, "--device", "cpu", "--out", tmp_path / "run")
+    assert (code, len(recipes)) == (2, 1)
+    assert "load options and a recipe" in err
+
+
+def test_what_comes_next_to_a_search_can_be_typed_as_it_is(
+    depthcut: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = make_search()
+    monkeypatch.setattr(api, "search", lambda *_, **__: found)
+    out = tmp_path / "search.json"
+    most = found.count(found.frontier[-1])
+    printed = depthcut("search", "smollm2", "--drop", "1:9", "--out", out)[1].replace("\n", "")
+    assert f"--drop {most} --out plan.json" in printed
+    nothing = msgspec.structs.replace(found, frontier=(), complete=False)
+    monkeypatch.setattr(api, "search", lambda *_, **__: nothing)
+    _, printed, _ = depthcut("search", "smollm2", "--drop", "1:9", "--out", out)
+    assert "raise --minutes or --evaluations" in printed
+    assert "next:" not in printed
+
+
+def test_a_record_of_another_kind_is_called_by_its_kind(
+    depthcut: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    survey = tmp_path / "survey.json"
+    write_record(make_survey(6), survey)
+    code, _, err = depthcut("slice", "smollm2", survey, "--out", tmp_path / "out")
+    assert code == 2
+    assert "is not a plan: it is a survey; give a plan" in err
+    survey.write_text('{"kind": "survey"}')
+    code, _, err = depthcut("plan", survey, "--drop", 1, "--out", tmp_path / "out")
+    assert code == 2
+    assert "make it again with this version" in err
 
 
 def test_the_printed_recipe_can_be_run_as_it_is(depthcut: Callable[..., Outcome]) -> None:

@@ -110,7 +110,9 @@ def search(
         from depthcut.reporting.terminal import search_table, show
 
         show(search_table(record))
-        show(f"next: depthcut plan {out} --drop {settings.drop} --out plan.json")
+        if record.frontier:
+            most = record.count(record.frontier[-1])
+            show(f"next: depthcut plan {out} --drop {most} --out plan.json")
 
 
 def sweep(
@@ -428,7 +430,7 @@ def run(
     quick: bool = False,
     best: bool = False,
     overwrite: bool = False,
-    load: LoadSettings | None = None,
+    load: LoadSettings = LoadSettings(),
     token: str | None = None,
 ) -> None:
     """Do all stages in order, in one folder.
@@ -455,7 +457,7 @@ def run(
     if Path(source).suffix in (".yaml", ".yml"):
         given = [name for name, value in (("text", text), ("eval-text", eval_text), ("drop", drop),
                  ("heal-steps", heal_steps), ("quick", quick), ("best", best),
-                 ("load options", load)) if value]  # fmt: skip
+                 ("load options", load != LoadSettings())) if value]  # fmt: skip
         if given:
             raise SettingsError(f"{given[0]} and a recipe: write it into {source} instead")
         recipe = read_recipe(Path(source))
@@ -464,7 +466,7 @@ def run(
             raise SettingsError("--quick and --best: choose one of them")
         recipe = common_recipe(
             source, text=text, eval_text=eval_text, drop=drop, heal_steps=heal_steps,
-            effort="quick" if quick else "best" if best else "usual", load=load or LoadSettings(),
+            effort="quick" if quick else "best" if best else "usual", load=load,
         )  # fmt: skip
     _run(recipe, out, overwrite=overwrite)
 

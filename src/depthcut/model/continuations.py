@@ -15,7 +15,6 @@ _PLAIN: Mapping[str, Any] = {
     "num_beams": 1,
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
-    "min_p": 0.0,
     "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
@@ -29,7 +28,7 @@ GREEDY: Mapping[str, Any] = {
     "top_p": 1.0,
     "top_k": 50,
 }
-"""The likeliest token each time."""
+"""The likeliest token each time; min_p has no say in it, and transformers warns of it."""
 
 
 def sampling(*, temperature: float, top_p: float) -> Mapping[str, Any]:
@@ -37,7 +36,14 @@ def sampling(*, temperature: float, top_p: float) -> Mapping[str, Any]:
 
     The draw is by torch's global generator.
     """
-    return {**_PLAIN, "do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    return {
+        **_PLAIN,
+        "do_sample": True,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": 0,
+        "min_p": 0.0,
+    }
 
 
 def tokenizer_of(loaded: LoadedModel) -> Any:

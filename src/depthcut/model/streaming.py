@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from depthcut.checkpoint.folder import Checkpoint, model_facts, open_checkpoint
 from depthcut.errors import ArchitectureError, CheckpointError, SettingsError
 from depthcut.launched import launched
+from depthcut.model.batching import give_back_freed
 from depthcut.model.devices import choose_device, choose_dtype
 from depthcut.model.kept_states import KeptStates
 from depthcut.model.layer_weights import LayerWeights
@@ -141,6 +142,7 @@ def _run_layers(
                 observe = None if layer else keep_first(number)
                 left = run(batch.ids, [layer], entering=entering, head=False, observe=observe)
                 kept.put((layer + 1, number), left)
+                give_back_freed()  # else holes between what is alive add up to many batches
                 advance(layer, number)
 
         proof.end(run(proof.ids, range(len(loaded.layers)), head=False, observe=at))

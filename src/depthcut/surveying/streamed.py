@@ -41,6 +41,8 @@ _SUMMED_BYTES = 12 * (16 << 20)
 """Of a weight that is added up, piece by piece, in float32 and float64."""
 _GPU_LIBRARY_BYTES = 1 << 30
 """Of libraries that a GPU's first matrix product brings into the process."""
+_HOLES = 0.12
+"""Of the limit that states are not kept in: what an allocator holds between what is alive."""
 _STEP = 10_000_000
 """Of the memory that would do, as it is told."""
 
@@ -92,7 +94,7 @@ class _Streamed:
             needed = used + self._needed_bytes(size, longest)
         if needed > limit:
             raise SettingsError(self._too_little(limit, needed, size, longest))
-        self._kept_bytes = limit - needed
+        self._kept_bytes = max(0, limit - needed - int(_HOLES * limit))
         self._refuse_full_disk()
         return size
 

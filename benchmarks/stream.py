@@ -30,6 +30,20 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 import results
 from depthcut.settings import size_bytes
 
+RUN_AND_TELL = """
+import atexit, sys
+from pathlib import Path
+
+def tell():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    Path(sys.argv[1]).write_text(next(line.split()[1] for line in lines if "VmHWM" in line))
+
+atexit.register(tell)
+from depthcut.cli import main
+main(sys.argv[2:])
+"""
+"""The command, which writes its peak in KiB. What wait4 tells of a child begins with what this
+process took when it started it."""
 TARGET_RATIO = 1.3
 TARGET_DIFFERENCE = 1e-6
 VOCABULARY = 32000
@@ -74,6 +88,9 @@ def main() -> None:
         "streamed_wall_seconds": streamed.wall_seconds,
         "in_memory_wall_seconds": in_memory.wall_seconds,
         "wall_ratio": round(streamed.wall_seconds / in_memory.wall_seconds, 3),
+        "streamed_processor_seconds": streamed.processor_seconds,
+        "in_memory_processor_seconds": in_memory.processor_seconds,
+        "processor_ratio": round(streamed.processor_seconds / in_memory.processor_seconds, 3),
         "largest_score_difference": difference,
         "target_difference": TARGET_DIFFERENCE,
     }
@@ -88,6 +105,8 @@ class Surveyed(NamedTuple):
     """What its record says: with reading the weights where they are streamed, else without."""
     wall_seconds: float
     """From the start of the process to its end."""
+    processor_seconds: float
+    """Of all its threads: what a busy machine leaves comparable."""
     peak_bytes: int
     """Most resident memory of the process (VmHWM)."""
     scores: list[list[float]]
@@ -97,20 +116,22 @@ def survey(folder: Path, *options: str) -> Surveyed:
     drop_from_cache(folder)
     with tempfile.TemporaryDirectory() as place:
         out = Path(place, "survey.json")
-        command = [sys.executable, "-m", "depthcut", "survey", str(folder), *options]
+        peak = Path(place, "peak")
+        command = ["survey", str(folder), *options, "--out", str(out)]
         began = time.perf_counter()
         process = subprocess.Popen(
-            [*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=sys.stderr
+            [sys.executable, "-c", RUN_AND_TELL, str(peak), *command], stdout=subprocess.DEVNULL
         )
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - began
         if status:
             raise SystemExit(f"{' '.join(command)} failed")
         record: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-    unit = 1 if sys.platform == "darwin" else 1024
+        peak_bytes = int(peak.read_text()) * 1024
     scores = [[value for row in each["mean"] for value in row] for each in record["scores"]]
     seconds = record["origin"]["seconds"]
-    return Surveyed(seconds, round(wall, 3), usage.ru_maxrss * unit, scores)
+    processor = round(usage.ru_utime + usage.ru_stime, 3)
+    return Surveyed(seconds, round(wall, 3), processor, peak_bytes, scores)
 
 
 def drop_from_cache(folder: Path) -> None:

@@ -15,7 +15,12 @@ from depthcut.errors import ArchitectureError, CheckpointError, DepthcutError, S
 from depthcut.model import layer_weights
 from depthcut.model.loading import load
 from depthcut.model.states import reading_states
-from depthcut.model.streaming import open_streamed, streaming_states
+from depthcut.model.streaming import (
+    LayerMemory,
+    measured_memory,
+    open_streamed,
+    streaming_states,
+)
 from depthcut.settings import LoadSettings
 from depthcut.text.sequences import Batch, padded
 from tests.every_type import build, model_types
@@ -134,6 +139,52 @@ def test_two_layers_at_most_are_there_at_a_time(tmp_path: Path) -> None:
     assert all(weight.is_meta for weight in streamed.loaded.model.parameters())
     largest = max(sum(each.nbytes for each in layer.parameters()) for layer in layers)
     assert largest * 2 <= streamed.weights.streaming_bytes <= largest * 2 + 64 * 2 * 16
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's own peak")
+@pytest.mark.parametrize(("model_type", "kinds"), [("llama", 1), ("qwen3_moe", 2)])
+def test_what_layers_take_is_measured_once_for_each_kind(
+    model_type: str, kinds: int, tmp_path: Path
+) -> None:
+    streamed = open_streamed(saved(build_tiny(model_type), tmp_path / "model"), CPU)
+    assert len(measured_memory(streamed, BATCHES[0].ids[0])) == kinds
+    assert all(weight.is_meta for weight in streamed.loaded.model.parameters())
+    with streaming_states(streamed, BATCHES[:1], 0) as read:
+        found = read(0)
+    assert all(map(torch.equal, found, states_in_memory(tmp_path / "model")[0]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's own peak")
+def test_what_a_layer_computes_on_its_way_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamed = open_streamed(saved(build_tiny("llama"), tmp_path / "model"), CPU)
+    (plain,) = measured_memory(streamed, BATCHES[0].ids[0])
+    attention, taken = streamed.loaded.layers[0].self_attn, 64 << 20
+    forward = attention.forward
+
+    def wasteful(*args: object, **kwargs: object) -> object:
+        torch.ones(taken if kwargs["hidden_states"].shape[1] > 16 else 1, dtype=torch.uint8)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "forward", wasteful)
+    (found,) = measured_memory(streamed, BATCHES[0].ids[0])
+    assert found.sequence > plain.sequence + taken // 2
+
+
+def test_what_a_batch_takes_grows_with_its_sequences() -> None:
+    layer = LayerMemory(entering=50, there=30, sequence=7)
+    assert [layer.running(size) for size in (1, 2, 4)] == [50, 50, 58]
+
+
+def test_layers_may_be_entered_in_any_order(tmp_path: Path) -> None:
+    model = build_tiny("llama")
+    streamed = open_streamed(saved(model, tmp_path / "model"), CPU)
+    with streamed.weights.there():
+        for layer in (3, 1, 2, 5):
+            there = dict(streamed.weights.enter(layer).named_parameters())
+            for name, weight in cast(Any, model).model.layers[layer].named_parameters():
+                assert torch.equal(there[name], weight)
 
 
 def test_a_model_can_be_streamed_again(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from depthcut import api
 from depthcut.errors import SettingsError
 from depthcut.model import layer_weights
+from depthcut.model.streaming import LayerMemory
 from depthcut.records import Survey
 from depthcut.settings import LoadSettings, SurveySettings
 from depthcut.surveying import streamed
@@ -63,10 +64,22 @@ def test_too_little_memory_is_refused_with_the_figure_that_would_do(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streamed, "resident_bytes", lambda: 400_000_000)
+    monkeypatch.setattr(streamed, "measured_memory", lambda *_: [])
     with pytest.raises(SettingsError, match=r"give --memory \d+\.\d\dGB") as refused:
         survey(model, stream=True, memory="50MB")
     figure = re.findall(r"--memory (\S+GB)", str(refused.value))[0]
     assert survey(model, stream=True, memory=figure).norms
+
+
+def test_what_was_measured_counts_where_it_is_more_than_the_estimate(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = LayerMemory(entering=10**9, there=10**8, sequence=6 * 10**8)
+    monkeypatch.setattr(streamed, "resident_bytes", lambda: 400_000_000)
+    monkeypatch.setattr(streamed, "measured_memory", lambda *_: [layer])
+    with pytest.raises(SettingsError, match=r"batches of 2 × 24 tokens.* give --memory 1\.\d\dGB"):
+        survey(model, stream=True, memory="1GB")
+    assert survey(model, stream=True, memory="2GB").norms
 
 
 def test_batches_become_smaller_until_they_fit(
@@ -75,6 +88,7 @@ def test_batches_become_smaller_until_they_fit(
     monkeypatch.setattr(streamed, "resident_bytes", lambda: 0)
     monkeypatch.setattr(streamed, "_UNCOUNTED_BYTES", 0)
     monkeypatch.setattr(streamed, "_THREAD_BYTES", 0)
+    monkeypatch.setattr(streamed, "measured_memory", lambda *_: [])
     monkeypatch.setattr(streamed._Streamed, "_refuse_full_disk", lambda _: None)
     sizes: dict[str, int] = {}
 

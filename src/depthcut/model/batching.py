@@ -1,5 +1,6 @@
 """How many sequences fit in a forward pass."""
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -82,6 +83,33 @@ def resident_bytes() -> int:
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def peak_bytes() -> int | None:
+    """The most that this process took since `forget_peak`; None: the system does not tell."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    return None
+
+
+def forget_peak() -> None:
+    """Let `peak_bytes` begin anew, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def keep_few_kernels() -> None:
+    """Let oneDNN keep few of the kernels that it compiles; it asks when it first multiplies.
+
+    It makes one for each shape, 0.7 MB, and keeps two thousand: each length of a sequence and each
+    number of tokens that an expert gets is a shape of its own.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "32")
 
 
 def give_back_freed() -> None:

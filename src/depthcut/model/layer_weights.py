@@ -103,6 +103,7 @@ class LayerWeights:
         self._files: dict[Path, int] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._ahead: Future[dict[str, Tensor]] | None = None
+        self._ahead_layer: int | None = None
         self._buffers: list[Tensor] = []
         self._casts: Tensor | None = None
         self._there: int | None = None
@@ -160,6 +161,8 @@ class LayerWeights:
         self.leave()
         ahead, self._ahead = self._ahead, None
         raw = ahead.result() if ahead is not None else self._read(layer)
+        if ahead is not None and layer != self._ahead_layer:
+            raw = self._read(layer)
         self._loader.put(raw if self._in_place else self._cast(layer, raw))
         self._there = layer
         lacking = self._lacking(f"{self._path}.{layer}.")
@@ -167,8 +170,13 @@ class LayerWeights:
             raise _shared(self._checkpoint.folder, f"layer {layer} takes {lacking[0]} from another")
         self._refuse(lacking)
         if layer + 1 < len(self._layers) and self._pool is not None:
-            self._ahead = self._pool.submit(self._read, layer + 1)
+            self._ahead, self._ahead_layer = self._pool.submit(self._read, layer + 1), layer + 1
         return self._layers[layer]
+
+    def settle(self) -> None:
+        """Wait until the next layer has been read."""
+        if self._ahead is not None:
+            self._ahead.result()
 
     def leave(self) -> None:
         """Take out the weights of the layer that is there."""
@@ -237,7 +245,8 @@ class LayerWeights:
         if not self._buffers:
             count = 2 if self._in_place else 1
             size = self._raw_bytes
-            self._buffers = [torch.empty(size, dtype=torch.uint8) for _ in range(count)]
+            # Filled, so that they are resident from the start: what is measured is what will be.
+            self._buffers = [torch.zeros(size, dtype=torch.uint8).fill_(1) for _ in range(count)]
         buffer = self._buffers[layer % len(self._buffers)]
         found, at = {}, 0
         for source in self._sources[layer]:

@@ -12,16 +12,22 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from depthcut.checkpoint.folder import Checkpoint, model_facts, open_checkpoint
-from depthcut.errors import ArchitectureError, CheckpointError, SettingsError
+from depthcut.errors import ArchitectureError, CheckpointError, DepthcutError, SettingsError
 from depthcut.launched import launched
-from depthcut.model.batching import give_back_freed
+from depthcut.model.batching import (
+    forget_peak,
+    give_back_freed,
+    keep_few_kernels,
+    peak_bytes,
+    resident_bytes,
+)
 from depthcut.model.devices import choose_device, choose_dtype
 from depthcut.model.kept_states import KeptStates
 from depthcut.model.layer_weights import LayerWeights
@@ -32,7 +38,7 @@ from depthcut.model.sources import locate
 from depthcut.settings import LoadSettings
 from depthcut.text.sequences import Batch
 
-_PROBE_TOKENS = 64
+_PROBE_TOKENS = 16
 """Of the first sequence: what is proved on."""
 
 ReadStates = Callable[[int], tuple[Tensor, ...]]
@@ -66,6 +72,7 @@ def open_streamed(source: str | Path, settings: LoadSettings) -> StreamedModel:
             "--stream reads weights as they are, for one device and one process: leave out "
             f"{'--load-in-4bit' if settings.load_in_4bit else '--device map and accelerate launch'}"
         )
+    keep_few_kernels()
     folder = locate(source, settings)
     checkpoint = open_checkpoint(folder)
     facts = model_facts(checkpoint, source=str(source))
@@ -147,6 +154,72 @@ def _run_layers(
 
         proof.end(run(proof.ids, range(len(loaded.layers)), head=False, observe=at))
     streamed.checkpoint.refuse_changed()
+
+
+class LayerMemory(NamedTuple):
+    """What a layer took of the process's memory, in bytes beyond what the process had."""
+
+    entering: int
+    """Most of it while the weights were put in."""
+    there: int
+    """With the weights of the layer and of the next."""
+    sequence: int
+    """Most of it beyond that, while a sequence ran."""
+
+    def running(self, sequences: int) -> int:
+        """Most of it with so many sequences in a batch."""
+        return max(self.entering, self.there + sequences * self.sequence)
+
+
+def measured_memory(streamed: StreamedModel, sequence: Tensor) -> list[LayerMemory]:
+    """What layers take, measured: each kind runs on a sequence once.
+
+    What a kind computes on its way (experts, scans of recurrent layers, scores of attention) is
+    known to its kernels only.
+
+    Args:
+        streamed: The model.
+        sequence: (length,) int64.
+
+    Returns:
+        One for each kind of layer; none where the system does not tell, or where the layers
+        cannot run alone (what streams them says why).
+
+    Raises:
+        CheckpointError: A weight file is damaged.
+    """
+    loaded, weights, ids = streamed.loaded, streamed.weights, sequence[None]
+    used, found = resident_bytes(), []
+    with running_some_layers(loaded, tried=False) as run, weights.there():
+        for layer in _kinds(loaded.layers):
+            forget_peak()
+            try:
+                weights.enter(layer)
+                run(ids[:, :_PROBE_TOKENS], [layer], head=False)  # what is made once is there
+                weights.settle()
+                entering, there = peak_bytes(), resident_bytes()
+                forget_peak()
+                run(ids, [layer], head=False)
+            except (DepthcutError, torch.OutOfMemoryError):
+                raise
+            except (RuntimeError, ValueError, LookupError, TypeError, AttributeError):
+                return []
+            running = peak_bytes()
+            give_back_freed()
+            if entering is None or running is None:
+                return []
+            found.append(LayerMemory(entering - used, there - used, max(0, running - there)))
+    return found
+
+
+def _kinds(layers: nn.ModuleList) -> list[int]:
+    """The first layer of each kind: of the same modules, of the same sizes."""
+    first: dict[object, int] = {}
+    for index, layer in enumerate(layers):
+        modules = tuple((name, type(each)) for name, each in layer.named_modules())
+        shapes = tuple((name, each.shape) for name, each in layer.named_parameters())
+        first.setdefault((modules, shapes), index)
+    return list(first.values())
 
 
 class _Proof:

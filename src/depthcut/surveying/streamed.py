@@ -15,7 +15,12 @@ from depthcut.model.batching import (
     free_memory_bytes,
     resident_bytes,
 )
-from depthcut.model.streaming import StreamedModel, streaming_states
+from depthcut.model.streaming import (
+    LayerMemory,
+    StreamedModel,
+    measured_memory,
+    streaming_states,
+)
 from depthcut.progress import progress
 from depthcut.records import Survey
 from depthcut.settings import LoadSettings, SurveySettings, size_bytes
@@ -41,6 +46,8 @@ _SUMMED_BYTES = 12 * (16 << 20)
 """Of a weight that is added up, piece by piece, in float32 and float64."""
 _GPU_LIBRARY_BYTES = 1 << 30
 """Of libraries that a GPU's first matrix product brings into the process."""
+_GRAM_BYTES = 64 << 20
+"""Of products of all pairs of tokens that a criterion of whole sequences works on at once."""
 _HOLES = 0.12
 """Of the limit that states are not kept in: what an allocator holds between what is alive."""
 _STEP = 10_000_000
@@ -71,6 +78,7 @@ class _Streamed:
         self._streamed, self._sequences, self._settings = streamed, sequences, settings
         self._criteria = chosen(settings.criteria)
         self._kept_bytes = 0
+        self._measured: list[LayerMemory] = []
         self._weight_scores: dict[str, list[Tensor]] = {}
 
     def refuse(self, criteria: Mapping[str, Criterion]) -> None:
@@ -88,15 +96,24 @@ class _Streamed:
         size = asked or self._most(longest)
         used = resident_bytes()
         limit = self._limit_bytes(used)
+        size, needed = self._fitting(size, longest, used, limit)
+        # The estimate fits: now layers may run, which shows what it missed.
+        sequence = max(self._sequences.sequences, key=len)
+        self._measured = measured_memory(self._streamed, sequence)
+        size, needed = self._fitting(size, longest, used, limit)
+        self._kept_bytes = max(0, limit - needed - int(_HOLES * limit))
+        self._refuse_full_disk()
+        return size
+
+    def _fitting(self, size: int, longest: int, used: int, limit: int) -> tuple[int, int]:
+        """So many sequences in a batch, or as many less as fit; and what the process takes then."""
         needed = used + self._needed_bytes(size, longest)
-        while asked is None and size > 1 and needed > limit:
+        while self._settings.batch_size is None and size > 1 and needed > limit:
             size //= 2
             needed = used + self._needed_bytes(size, longest)
         if needed > limit:
             raise SettingsError(self._too_little(limit, needed, size, longest))
-        self._kept_bytes = max(0, limit - needed - int(_HOLES * limit))
-        self._refuse_full_disk()
-        return size
+        return size, needed
 
     @contextlib.contextmanager
     def reading(self, batches: Sequence[Batch]) -> Iterator[ReadStates]:
@@ -167,10 +184,12 @@ class _Streamed:
             running += min(_SUMMED_BYTES, 12 * weights.largest_bytes // self._element_bytes)
         scoring = (layers + 1) * states
         if any(each.needs == "sequence" for each in self._criteria.values()):
-            scoring += 2 * (layers + 1) * longest * width * 8
+            scoring += 2 * (layers + 1) * longest * width * 8 + _GRAM_BYTES
         constant = weights.outer_bytes if on_cpu else _GPU_LIBRARY_BYTES
-        constant += _UNCOUNTED_BYTES + _THREAD_BYTES * torch.get_num_threads()
-        return constant + max(running, scoring) + self._rows_bytes()
+        constant += _THREAD_BYTES * torch.get_num_threads()
+        measured = max((each.running(size) for each in self._measured), default=0) + 2 * states
+        most = max(constant + running, constant + scoring, measured)
+        return most + self._rows_bytes() + _UNCOUNTED_BYTES
 
     def _attention_bytes(self, size: int, longest: int) -> int:
         """Of scores of all pairs of tokens, where they are there at once."""
@@ -200,7 +219,8 @@ class _Streamed:
         return 3 * 8 * len(self._sequences.sequences) * entries + 2 * sums
 
     def _too_little(self, limit: int, needed: int, size: int, longest: int) -> str:
-        would_do = (needed // _STEP + 2) * _STEP / 1e9  # no process begins exactly as another
+        # No process begins exactly as another, nor measures exactly the same.
+        would_do = (int(1.02 * needed) // _STEP + 2) * _STEP / 1e9
         source, batch = self._streamed.loaded.facts.source, f"{size} × {longest} tokens"
         if self._settings.memory is None:
             return (

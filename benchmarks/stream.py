@@ -1,18 +1,21 @@
 """A streamed survey of a checkpoint several times its memory, against the same in memory.
 
-    python benchmarks/stream.py [--quick] [--memory 1GB] [--device cpu] [--folder PLACE]
+    python benchmarks/stream.py [--quick] [--memory 1GB] [--rounds 3] [--device cpu]
+                                [--folder PLACE]
 
 Writes a random bfloat16 Llama of 4 GB (--quick: 0.6 GB) shard by shard, then runs both as
-commands of their own, the files dropped from the page cache before each. Prints the peak
-resident memory of each (target: below --memory), the time of the streamed survey, its reading
-included, over that of the survey in memory, its loading told apart (target: at most 1.3), and
-how far the scores are apart (target: 1e-6); keeps the last result in benchmarks/results/stream.json
+commands of their own, in turn, each first in every other round, the files dropped from the page
+cache before each. Prints the peak resident memory of each (the most of all rounds; target: below
+--memory), the time of the streamed survey, its reading included, over that of the survey in
+memory, its loading told apart (median over the rounds; target: at most 1.3), and how far the
+scores are apart (target: 1e-6); keeps the last result in benchmarks/results/stream.json
 (stream-DEVICE.json on another device than the CPU).
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,7 +46,9 @@ from depthcut.cli import main
 main(sys.argv[2:])
 """
 """The command, which writes its peak in KiB. What wait4 tells of a child begins with what this
-process took when it started it."""
+process took when it started it. A streamed survey lets the peak begin anew before it measures its
+layers, so what it took until then is watched from here."""
+_WATCHED_EVERY_SECONDS = 0.05
 TARGET_RATIO = 1.3
 TARGET_DIFFERENCE = 1e-6
 VOCABULARY = 32000
@@ -55,6 +60,7 @@ def main() -> None:
     parser.add_argument("--memory", default="1GB")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the checkpoint is written for a while")
     asked = parser.parse_args()
     config = llama(12, 1024, 6144) if asked.quick else llama(40, 2048, 6144)
@@ -63,10 +69,14 @@ def main() -> None:
         weight_bytes = write_checkpoint(folder, config)
         print(f"checkpoint of {weight_bytes / 1e9:.2f} GB")
         common = ["--tokens", str(asked.tokens), "--device", asked.device]
-        streamed = survey(folder, *common, "--stream", "--memory", asked.memory)
-        in_memory = survey(folder, *common)
+        options = {"streamed": [*common, "--stream", "--memory", asked.memory], "in_memory": common}
+        runs: dict[str, list[Surveyed]] = {name: [] for name in options}
+        for number in range(1 if asked.quick else asked.rounds):
+            for name in sorted(options, reverse=number % 2 == 0):
+                runs[name].append(survey(folder, *options[name]))
     difference = max(
         abs(one - other)
+        for streamed, in_memory in zip(runs["streamed"], runs["in_memory"], strict=True)
         for scores, others in zip(streamed.scores, in_memory.scores, strict=True)
         for one, other in zip(scores, others, strict=True)
     )
@@ -77,23 +87,29 @@ def main() -> None:
         "device": asked.device,
         "threads": torch.get_num_threads(),
         "tokens": asked.tokens,
+        "rounds": len(runs["streamed"]),
         "memory": asked.memory,
         "memory_bytes": size_bytes(asked.memory, "memory"),
-        "streamed_peak_bytes": streamed.peak_bytes,
-        "in_memory_peak_bytes": in_memory.peak_bytes,
-        "streamed_survey_seconds": streamed.survey_seconds,
-        "in_memory_survey_seconds": in_memory.survey_seconds,
-        "survey_ratio": round(streamed.survey_seconds / in_memory.survey_seconds, 3),
-        "target_ratio": TARGET_RATIO,
-        "streamed_wall_seconds": streamed.wall_seconds,
-        "in_memory_wall_seconds": in_memory.wall_seconds,
-        "wall_ratio": round(streamed.wall_seconds / in_memory.wall_seconds, 3),
-        "streamed_processor_seconds": streamed.processor_seconds,
-        "in_memory_processor_seconds": in_memory.processor_seconds,
-        "processor_ratio": round(streamed.processor_seconds / in_memory.processor_seconds, 3),
-        "largest_score_difference": difference,
-        "target_difference": TARGET_DIFFERENCE,
     }
+    row |= {
+        f"{name}_peak_bytes": max(run.peak_bytes for run in each) for name, each in runs.items()
+    }
+    for clock in ("survey", "wall", "processor"):
+        seconds = {
+            name: [float(getattr(run, f"{clock}_seconds")) for run in each]
+            for name, each in runs.items()
+        }
+        ratios = [one / other for one, other in zip(*seconds.values(), strict=True)]
+        row |= {
+            f"{name}_{clock}_seconds": round(statistics.median(each), 1)
+            for name, each in seconds.items()
+        }
+        row[f"{clock}_ratio"] = round(statistics.median(ratios), 3)
+        row[f"{clock}_ratio_least"] = round(min(ratios), 3)
+        row[f"{clock}_ratio_most"] = round(max(ratios), 3)
+    row["target_ratio"] = TARGET_RATIO
+    row["largest_score_difference"] = difference
+    row["target_difference"] = TARGET_DIFFERENCE
     for name, value in row.items():
         print(f"{name:<28}{value}")
     if not asked.quick:
@@ -108,7 +124,7 @@ class Surveyed(NamedTuple):
     processor_seconds: float
     """Of all its threads: what a busy machine leaves comparable."""
     peak_bytes: int
-    """Most resident memory of the process (VmHWM)."""
+    """Most resident memory of the process."""
     scores: list[list[float]]
 
 
@@ -122,16 +138,29 @@ def survey(folder: Path, *options: str) -> Surveyed:
         process = subprocess.Popen(
             [sys.executable, "-c", RUN_AND_TELL, str(peak), *command], stdout=subprocess.DEVNULL
         )
-        _, status, usage = os.wait4(process.pid, 0)
+        watched = 0
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            watched = max(watched, resident_kib(process.pid))
+            time.sleep(_WATCHED_EVERY_SECONDS)
+        _, status, usage = ended
         wall = time.perf_counter() - began
         if status:
             raise SystemExit(f"{' '.join(command)} failed")
         record: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-        peak_bytes = int(peak.read_text()) * 1024
+        peak_bytes = max(watched, int(peak.read_text())) * 1024
     scores = [[value for row in each["mean"] for value in row] for each in record["scores"]]
     seconds = record["origin"]["seconds"]
     processor = round(usage.ru_utime + usage.ru_stime, 3)
     return Surveyed(seconds, round(wall, 3), processor, peak_bytes, scores)
+
+
+def resident_kib(process: int) -> int:
+    """What a process takes now; 0: it has just ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmRSS:")), 0)
 
 
 def drop_from_cache(folder: Path) -> None:

@@ -22,6 +22,7 @@ from depthcut.model.sublayers import silencing
 from depthcut.planning import plan_by_hand
 from depthcut.records import Plan, Sublayer
 from depthcut.reporting.exports import mergekit_yaml
+from depthcut.reporting.terminal import verification_lines
 from depthcut.settings import PlanSettings
 from depthcut.slicing import slice_checkpoint, verify_slice
 from tests import every_type
@@ -118,7 +119,9 @@ def test_parts_go_beside_layers(tiny_llama_sharded: Path, tmp_path: Path) -> Non
         (5, "mlp"),
     }
     assert torch.equal(logits(load_exactly(tmp_path / "cut")), silent(parent, gone))
-    assert verify_slice(tmp_path / "cut", tiny_llama_sharded).result == record.result
+    proved = verify_slice(tmp_path / "cut", tiny_llama_sharded)
+    assert (proved.result, proved.zeroed_tensors) == (record.result, 2)
+    assert "2 of them zero as the plan wants" in verification_lines(proved)
     card = (tmp_path / "cut" / "README.md").read_text()
     assert "set to zero, so that they add nothing: attention of layer 1; MLP of layer 5" in card
     assert "plan.json --zero --out" in card

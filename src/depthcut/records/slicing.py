@@ -31,6 +31,8 @@ class Verification(Record, frozen=True, kw_only=True):
     tensors: int
     tensor_bytes: int
     """Compared, all of them."""
+    zeroed_tensors: int = 0
+    """Of these tensors, those that must be zero and are: the plan silences parts of layers."""
     config_values: int
     """Values of config.json that are what the parent's become by the cut."""
     companions: int

@@ -270,9 +270,15 @@ def verification_lines(record: Verification) -> str:
     """What was proved."""
     seconds = record.origin.seconds
     rate = f", {size(record.tensor_bytes / seconds)} a second" if seconds else ""
+    zeroed = record.zeroed_tensors
+    whose = (
+        f"{zeroed:,} of them zero as the plan wants, every byte of the others the parent's"
+        if zeroed
+        else "every byte the parent's"
+    )
     lines = [
         f"{record.folder} is what its plan makes of {record.parent.source}:",
-        f"  {record.tensors:,} tensors, {size(record.tensor_bytes)}: every byte the parent's "
+        f"  {record.tensors:,} tensors, {size(record.tensor_bytes)}: {whose} "
         f"({duration(seconds)}{rate})",
         f"  {record.config_values:,} values of config.json, "
         f"{record.companions} file{'s' * (record.companions != 1)} beside it",

@@ -93,6 +93,7 @@ def verify_slice(folder: Path, parent: Path) -> Verification:
         result=record.result,
         tensors=len(pieces),
         tensor_bytes=made.weight_bytes,
+        zeroed_tensors=sum(piece.zero for piece in pieces.values()),
         config_values=sum(1 for _ in _leaves(config)),
         companions=sum(1 for _ in companions(parent, source.config)),
     )

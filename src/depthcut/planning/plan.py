@@ -162,7 +162,10 @@ def plan_by_hand(model: ModelFacts, settings: PlanSettings) -> Plan:
     started = time.monotonic()
     _check_settings(settings)
     if settings.remove is None:
-        raise SettingsError("without a survey, name the layers: --remove 12-18,22")
+        raise SettingsError(
+            "a model alone does not say which layers to spare: survey or search it first (depthcut "
+            "survey, depthcut search) and plan from that, or name the layers: --remove 12-18,22"
+        )
     removed, zeroed = by_hand(settings, model.layers)
     return Plan(
         origin=Origin.since(started, inputs=plan_inputs(settings, model.digest)),

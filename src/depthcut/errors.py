@@ -74,9 +74,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def short(value: object) -> str:
-    """A value for a message, cut to eighty characters."""
+    """A value for a message in eighty characters: of a longer one (a path) both ends."""
     try:
         text = repr(value)
     except RecursionError:
         return "lists in lists"
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= 80 else f"{text[:30]}...{text[-47:]}"

@@ -308,13 +308,30 @@ class EvaluateSettings(TextSettings, frozen=True, kw_only=True):
     """What is measured of each model."""
 
     tokens: int = 32768
-    """Tokens to judge on, at most."""
+    """Tokens to judge on, at most; 0: no text."""
     batch_size: int | None = None
     """Sequences per forward pass; default: chosen from the memory at hand."""
     prompts: str | None = None
     """A file with one prompt a line; default: ten prompts that depthcut brings."""
     new_tokens: int = 64
-    """Tokens generated for each prompt."""
+    """Tokens generated for each prompt; 0: no prompts."""
+    tasks: tuple[str, ...] = ()
+    """Benchmarks, between commas or spaces: any task or group of lm-eval (arc_easy, mmlu), with
+    its number of examples behind a colon (mmlu:5); or a set of them: quick, standard, paper,
+    generation, multilingual, see docs/evaluate.md."""
+    include: tuple[str, ...] = ()
+    """Folders with tasks of your own, as YAML files of lm-eval."""
+    data: str | None = None
+    """A folder with the benchmarks' files, such as arc_easy/test.jsonl: the tasks for which
+    depthcut knows them read these, and nothing from the hub."""
+    limit: int | None = None
+    """Questions of each task, at most, drawn by the seed. Default: all."""
+    seed: int = 0
+    """Seed of what is drawn: questions, and examples before them."""
+    chat_template: bool = False
+    """Put the questions through the model's chat template."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What answers the questions of tasks."""
     rounds: int = 5
     """Rounds of the speed measurement, the models in turn; 0: no speed measurement."""
     prefill_tokens: int = 512

@@ -7,7 +7,13 @@ enters layer l; depth L leaves the last layer, before the final norm.
 from depthcut.records.base import Origin, Record, inputs_digest, read_record, write_record
 from depthcut.records.blocks import Block, layer_counts, layer_set, layers_in_words, merged
 from depthcut.records.choices import read_choice
-from depthcut.records.evaluation import Comparison, Evaluation, ModelEvaluation, Speed
+from depthcut.records.evaluation import (
+    Comparison,
+    Degeneration,
+    Evaluation,
+    ModelEvaluation,
+    Speed,
+)
 from depthcut.records.facts import (
     Estimate,
     ModelFacts,
@@ -48,18 +54,23 @@ from depthcut.records.sublayers import (
 )
 from depthcut.records.survey import Scope, Scores, Stopping, Survey
 from depthcut.records.sweep import SWEEP_COLUMNS, Choice, JudgedText, Judgement, Sweep, Way
+from depthcut.records.tasks import Average, Difference, Flip, Score, Task, TaskResults
 
 __all__ = [
     "PARTS",
     "SWEEP_COLUMNS",
     "Alternative",
+    "Average",
     "Block",
     "Choice",
     "Comparison",
     "Cost",
+    "Degeneration",
+    "Difference",
     "Estimate",
     "Evaluation",
     "FieldValues",
+    "Flip",
     "FrontierPoint",
     "HealRecord",
     "Inspection",
@@ -77,6 +88,7 @@ __all__ = [
     "Refusal",
     "Rival",
     "Scope",
+    "Score",
     "Scores",
     "Search",
     "SliceRecord",
@@ -86,6 +98,8 @@ __all__ = [
     "Sublayer",
     "Survey",
     "Sweep",
+    "Task",
+    "TaskResults",
     "TextChoice",
     "TextFacts",
     "TextPart",

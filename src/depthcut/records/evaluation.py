@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from depthcut.frames import Row, data_frame, html_table
 from depthcut.records.base import Origin, Record
 from depthcut.records.facts import Estimate, ModelFacts, TextFacts, value_and_error
+from depthcut.records.tasks import TaskResults
 from depthcut.settings import EvaluateSettings, LoadSettings
 
 if TYPE_CHECKING:
@@ -22,15 +23,37 @@ class Speed(Record, frozen=True, kw_only=True):
     rounds: tuple[float, ...]
 
 
+class Degeneration(Record, frozen=True, kw_only=True):
+    """What is wrong with a model's free text; means over prompts, errors over prompts."""
+
+    tokens: Estimate
+    """Length of a generation, in tokens."""
+    unfinished: Estimate
+    """Share of generations that did not end by themselves."""
+    repetition: Estimate
+    """rep-4: share of 4-grams of tokens that came before in the same generation
+    (arXiv:1908.04319)."""
+    distinct_1: float
+    """Different tokens over all tokens, all generations together (arXiv:1510.03055)."""
+    distinct_2: float
+    """The same of pairs of tokens."""
+    agreement: Estimate | None
+    """Share of the first model's text that is kept, token by token in order: 1 - edit distance
+    over the longer length; None for the first."""
+    reference_perplexity: Estimate | None
+    """Perplexity of the text under the first model, given the prompt; None where the models do
+    not share a vocabulary."""
+
+
 class ModelEvaluation(Record, frozen=True, kw_only=True):
     """One model, judged."""
 
     name: str
     model: ModelFacts
-    loss: Estimate
-    """Nats per predicted token, standard error over sequences."""
-    perplexity: Estimate
-    bits_per_byte: Estimate
+    loss: Estimate | None
+    """Nats per predicted token, standard error over sequences; None, as the next two: no text."""
+    perplexity: Estimate | None
+    bits_per_byte: Estimate | None
     prefill: Speed | None
     decode: Speed | None
     peak_memory_bytes: int | None
@@ -38,6 +61,8 @@ class ModelEvaluation(Record, frozen=True, kw_only=True):
     weights and what the run allocates beside them (GPU)."""
     generations: tuple[str, ...]
     """One for each prompt, greedy."""
+    degeneration: Degeneration | None = None
+    """None: nothing was generated."""
 
 
 class Comparison(Record, frozen=True, kw_only=True):
@@ -57,13 +82,15 @@ class Evaluation(Record, frozen=True, kw_only=True):
 
     kind: Literal["evaluation"] = "evaluation"
     origin: Origin
-    text: TextFacts
+    text: TextFacts | None
+    """None: judged on no text."""
     settings: EvaluateSettings
     load: LoadSettings
     prompts: tuple[str, ...]
     models: tuple[ModelEvaluation, ...]
     comparisons: tuple[Comparison, ...]
     """For the second model and those after it."""
+    tasks: TaskResults | None = None
 
     def to_frame(self) -> "DataFrame":
         """One row for each model; needs pandas."""
@@ -84,7 +111,7 @@ class Evaluation(Record, frozen=True, kw_only=True):
                     each.model.layers,
                     each.model.parameters,
                     *value_and_error(each.perplexity),
-                    each.bits_per_byte.value,
+                    each.bits_per_byte.value if each.bits_per_byte else None,
                     *value_and_error(against.loss_difference if against else None),
                     against.agreement.value if against else None,
                     against.kl_divergence.value if against else None,

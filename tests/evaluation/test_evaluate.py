@@ -10,7 +10,7 @@ from depthcut.records import Evaluation
 from depthcut.settings import EvaluateSettings, LoadSettings
 from tests.evaluation.models_for_tests import sequences_of, tiny
 
-SETTINGS = EvaluateSettings(rounds=2, prefill_tokens=8, decode_tokens=2, new_tokens=3, batch_size=2)
+SETTINGS = EvaluateSettings(new_tokens=3, batch_size=2)
 LOAD = LoadSettings()
 
 
@@ -24,25 +24,21 @@ def test_everything_asked_for_is_in_the_record(tmp_path: Path) -> None:
     assert len(found.prompts) == 10
     for each in found.models:
         assert len(each.generations) == 10
-        assert each.prefill is not None
-        assert each.decode is not None
     digests = [each.model.digest for each in found.models]
     assert found.origin.inputs == evaluation_inputs(digests, "d", SETTINGS, LOAD)
     assert msgspec.json.decode(msgspec.json.encode(found), type=Evaluation) == found
 
 
-def test_speed_and_generations_can_be_left_out(tmp_path: Path) -> None:
-    settings = msgspec.structs.replace(SETTINGS, rounds=0, new_tokens=0)
+def test_generations_can_be_left_out(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(SETTINGS, new_tokens=0)
     found = evaluate_models({"a": tiny(tmp_path)}, sequences_of([9, 9]), settings, LOAD)
-    assert found.models[0].prefill is None
-    assert found.models[0].peak_memory_bytes is None
     assert found.models[0].generations == ()
     assert found.prompts == ()
 
 
 def test_a_model_in_training_mode_is_judged_without_dropout_and_left_in_it(tmp_path: Path) -> None:
     loaded = tiny(tmp_path, model_type="gpt2")
-    settings = msgspec.structs.replace(SETTINGS, rounds=0, new_tokens=0)
+    settings = msgspec.structs.replace(SETTINGS, new_tokens=0)
     quiet = evaluate_models({"a": loaded}, sequences_of([9, 9]), settings, LOAD)
     loaded.model.train()
     trained = evaluate_models({"a": loaded}, sequences_of([9, 9]), settings, LOAD)
@@ -53,10 +49,8 @@ def test_a_model_in_training_mode_is_judged_without_dropout_and_left_in_it(tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rounds": -1}, "--rounds -1: expected a number of at least 0"),
-        ({"new_tokens": -1}, "--new-tokens -1"),
+        ({"new_tokens": -1}, "--new-tokens -1: expected a number of at least 0"),
         ({"batch_size": 0}, "--batch-size 0: expected a number of at least 1"),
-        ({"decode_tokens": 0}, "--decode-tokens 0"),
     ],
 )
 def test_numbers_that_cannot_be_meant_are_refused(

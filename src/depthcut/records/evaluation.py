@@ -54,9 +54,9 @@ class ModelEvaluation(Record, frozen=True, kw_only=True):
     """Nats per predicted token, standard error over sequences; None, as the next two: no text."""
     perplexity: Estimate | None
     bits_per_byte: Estimate | None
-    prefill: Speed | None
-    decode: Speed | None
-    peak_memory_bytes: int | None
+    prefill: Speed | None = None
+    decode: Speed | None = None
+    peak_memory_bytes: int | None = None
     """Of this model alone, loaded and run once: what it adds to a fresh process (CPU), or its
     weights and what the run allocates beside them (GPU)."""
     generations: tuple[str, ...]

@@ -1,6 +1,6 @@
 """Memory that a model needs on the CPU, measured in a process of its own.
 
-`python -m depthcut.evaluation.footprint FOLDER LOAD PREFILL DECODE` loads the model, runs one
+`python -m depthcut.benching.footprint FOLDER LOAD PREFILL DECODE` loads the model, runs one
 prefill and decodes, and prints by how many bytes the peak resident size of the process grew
 over what Python and the libraries took. It counts the pages of the weight files that loading
 maps, as the operating system does.
@@ -42,7 +42,7 @@ def measure_footprint(folder: Path, settings: EvaluateSettings, load: LoadSettin
 
 
 def _main(folder: str, load_json: str, prefill_tokens: str, decode_tokens: str) -> None:
-    from depthcut.evaluation.speed import random_prompt, run_once
+    from depthcut.benching.speed import random_prompt, run_once
     from depthcut.model.loading import load
 
     before = _resident_bytes()

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from depthcut.benching.footprint import measure_footprint
+from depthcut.benching.speed import measure_speed, random_prompt, run_once, summarise
 from depthcut.errors import SettingsError
-from depthcut.evaluation.footprint import measure_footprint
-from depthcut.evaluation.speed import measure_speed, random_prompt, run_once, summarise
 from depthcut.model.loading import LoadedModel, from_memory
 from depthcut.settings import EvaluateSettings, LoadSettings
 from tests.evaluation.models_for_tests import tiny

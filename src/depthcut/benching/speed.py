@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from depthcut.errors import SettingsError
-from depthcut.evaluation.quality import vocabulary_size
 from depthcut.model.loading import LoadedModel
 from depthcut.model.positions import learned_positions
 from depthcut.progress import progress
@@ -82,9 +81,14 @@ def refuse_too_long(models: Mapping[str, LoadedModel], settings: EvaluateSetting
 
 def random_prompt(models: Mapping[str, LoadedModel], tokens: int) -> Tensor:
     """Random tokens that every vocabulary has, shape (1, tokens), the same each time."""
-    vocabulary = min(vocabulary_size(loaded) for loaded in models.values())
+    vocabulary = min(_vocabulary_size(loaded) for loaded in models.values())
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocabulary, (1, tokens), generator=generator)
+
+
+def _vocabulary_size(loaded: LoadedModel) -> int:
+    """How many tokens the input embedding knows."""
+    return int(loaded.model.get_input_embeddings().weight.shape[0])
 
 
 def run_once(loaded: LoadedModel, prompt: Tensor, decode_tokens: int) -> tuple[float, float]:

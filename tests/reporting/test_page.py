@@ -265,3 +265,21 @@ def test_a_healed_model_that_beats_its_parent_comes_with_the_reason(tmp_path: Pa
     found = page_of(run._replace(evaluation=evaluation), tmp_path).text
     assert "Healing trained it on builtin, and the original was not" in found
     assert "the original was not" not in page_of(make_run(), tmp_path / "other").text
+
+
+def test_an_evaluation_without_a_text_shows_no_quality_on_one(tmp_path: Path) -> None:
+    run = make_run(6)
+    assert run.evaluation
+    bare = msgspec.structs.replace(
+        run.evaluation,
+        text=None,
+        comparisons=(),
+        models=tuple(
+            msgspec.structs.replace(each, loss=None, perplexity=None, bits_per_byte=None)
+            for each in run.evaluation.models
+        ),
+    )
+    page = page_of(run._replace(evaluation=bare), tmp_path)
+    assert "quality" not in {attributes.get("id") for _, attributes in page.elements}
+    assert "Judged on" not in page.text
+    assert "An answer by healed." in page.text

@@ -75,14 +75,14 @@ def _chain(results: Results) -> list[ModelEvaluation]:
 
 
 def _quality(results: Results) -> list[Fact]:
-    chain = _chain(results)
+    chain = [each for each in _chain(results) if each.perplexity]
     if not chain:
         return []
     labels = ("before", "after the cut", "healed")
     return [
         Fact(
             label="Perplexity",
-            values=estimates([each.perplexity for each in chain]),
+            values=estimates([each.perplexity for each in chain if each.perplexity]),
             note=", ".join(labels[: len(chain)]) if len(chain) > 1 else "standard error",
         )
     ]

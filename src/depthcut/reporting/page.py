@@ -110,8 +110,8 @@ def _figures(results: Results) -> list[Figure]:
         figures.append(search_figure(results.search))
     if results.sweep:
         figures += sweep_figures(results.sweep)
-    if results.evaluation:
-        figures.append(quality_and_speed(results.evaluation))
+    if results.evaluation and (judged := quality_and_speed(results.evaluation)).rows:
+        figures.append(judged)
     if results.heal and results.heal.losses:
         figures.append(healing_loss(results.heal))
     return figures

@@ -77,6 +77,8 @@ def healing_loss(record: HealRecord) -> Figure:
 
 
 def _perplexity(model: ModelEvaluation) -> Bar | None:
+    if model.perplexity is None:
+        return None
     mean, error = model.perplexity.value, model.perplexity.stderr
     return mean, mean - error, mean + error
 

@@ -125,7 +125,7 @@ def _what_went(results: Results) -> list[str]:
 
 def _what_it_cost(results: Results) -> list[str]:
     evaluation = results.evaluation
-    if evaluation is None or not evaluation.comparisons:
+    if evaluation is None or evaluation.text is None or not evaluation.comparisons:
         return []
     where = f"{evaluation.text.tokens:,} {HELD_OUT[evaluation.settings.part]}tokens"
     sentences = []

@@ -302,7 +302,7 @@ def heal_line(record: HealRecord) -> str:
 
 
 def evaluation_tables(evaluation: Evaluation) -> RenderableType:
-    """One row a model: quality against the first; size and speed."""
+    """One row a model: quality against the first where a text was read; size and speed."""
     text = evaluation.text
     compared = {each.name: each for each in evaluation.comparisons}
     quality = Table(
@@ -314,8 +314,8 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
         quality.add_row(
             escape(each.name),
             str(each.model.layers),
-            estimate(each.perplexity),
-            estimate(each.bits_per_byte),
+            estimate(each.perplexity) if each.perplexity else "–",
+            estimate(each.bits_per_byte) if each.bits_per_byte else "–",
             f"{other.agreement.value:.1%}" if other else "–",
             estimate(other.kl_divergence) if other else "–",
             verdict(other.loss_difference).text if other else "the reference",
@@ -329,6 +329,8 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
             " ".join(speed(each.decode)),
             "–" if memory is None else size(memory),
         )
+    if text is None:
+        return cost
     head = f"{text.source}: {text.sequences:,} sequences, {text.tokens:,} tokens"
     return Group(escape(head), quality, cost)
 

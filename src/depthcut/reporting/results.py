@@ -8,17 +8,21 @@ import msgspec
 
 from depthcut.errors import RecordError
 from depthcut.records import (
+    Average,
     Comparison,
+    Difference,
     Evaluation,
     HealRecord,
     ModelEvaluation,
     ModelFacts,
     Plan,
     Record,
+    Score,
     Search,
     SliceRecord,
     Survey,
     Sweep,
+    TaskResults,
     read_record,
 )
 
@@ -32,6 +36,7 @@ PLACES = {
     "sweep": "sweep.json",
 }
 R = TypeVar("R", bound=Record)
+M = TypeVar("M", Score, Difference, Average)
 
 
 @dataclass(frozen=True)
@@ -106,13 +111,14 @@ def read_results(folder: Path) -> Results:
     """
     plan = _read(folder, "plan", Plan)
     sliced = _read(folder, "slice", SliceRecord)
+    evaluation = _read(folder, "evaluation", Evaluation)
     results = Results(
         folder=folder,
         survey=_read(folder, "survey", Survey),
         plan=plan or (sliced.plan if sliced else None),
         slice=sliced,
         heal=_read(folder, "heal", HealRecord),
-        evaluation=_with_short_names(_read(folder, "evaluation", Evaluation)),
+        evaluation=with_short_names(evaluation) if evaluation else None,
         search=_read(folder, "search", Search),
         sweep=_read(folder, "sweep", Sweep),
     )
@@ -127,10 +133,8 @@ def read_results(folder: Path) -> Results:
     return results
 
 
-def _with_short_names(evaluation: Evaluation | None) -> Evaluation | None:
+def with_short_names(evaluation: Evaluation) -> Evaluation:
     """Models named by a path get its last part as name, where that tells them apart."""
-    if evaluation is None:
-        return None
     names = [each.name for each in evaluation.models]
     short = [Path(name).name if name.startswith(("/", ".", "~")) else name for name in names]
     if len(set(short)) < len(names) or not all(short):
@@ -145,6 +149,22 @@ def _with_short_names(evaluation: Evaluation | None) -> Evaluation | None:
             msgspec.structs.replace(each, name=new.get(each.name, each.name))
             for each in evaluation.comparisons
         ),
+        tasks=_renamed(evaluation.tasks, new) if evaluation.tasks else None,
+    )
+
+
+def _renamed(tasks: TaskResults, new: dict[str, str]) -> TaskResults:
+    def named(records: tuple[M, ...]) -> tuple[M, ...]:
+        return tuple(
+            msgspec.structs.replace(each, model=new.get(each.model, each.model)) for each in records
+        )
+
+    return msgspec.structs.replace(
+        tasks,
+        scores=named(tasks.scores),
+        differences=named(tasks.differences),
+        averages=named(tasks.averages),
+        seconds={new.get(name, name): taken for name, taken in tasks.seconds.items()},
     )
 
 

@@ -21,9 +21,10 @@ from depthcut.records import (
     Sweep,
     Verification,
 )
+from depthcut.reporting.benchmark_terminal import benchmark_tables
 from depthcut.reporting.criteria_tables import choices, lowest
 from depthcut.reporting.headline import headline_lines
-from depthcut.reporting.results import read_results
+from depthcut.reporting.results import read_results, with_short_names
 from depthcut.reporting.sweep_tables import (
     STANDING_COLUMNS,
     Cell,
@@ -302,7 +303,8 @@ def heal_line(record: HealRecord) -> str:
 
 
 def evaluation_tables(evaluation: Evaluation) -> RenderableType:
-    """One row a model: quality against the first where a text was read; size and speed."""
+    """Quality against the first where a text was read; size and speed; benchmarks."""
+    evaluation = with_short_names(evaluation)
     text = evaluation.text
     compared = {each.name: each for each in evaluation.comparisons}
     quality = Table(
@@ -329,10 +331,13 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
             " ".join(speed(each.decode)),
             "–" if memory is None else size(memory),
         )
-    if text is None:
-        return cost
-    head = f"{text.source}: {text.sequences:,} sequences, {text.tokens:,} tokens"
-    return Group(escape(head), quality, cost)
+    parts: list[RenderableType] = [cost]
+    if text:
+        head = f"{text.source}: {text.sequences:,} sequences, {text.tokens:,} tokens"
+        parts = [escape(head), quality, *parts]
+    if evaluation.tasks:
+        parts.append(benchmark_tables(evaluation.tasks, [each.name for each in evaluation.models]))
+    return Group(*parts)
 
 
 def run_lines(folder: Path) -> str:

@@ -17,8 +17,9 @@ from depthcut.checkpoint.folder import open_checkpoint
 from depthcut.errors import OutputError, PlanError, SettingsError
 from depthcut.pipeline import run
 from depthcut.recipes import read_recipe, write_recipe
-from depthcut.records import Evaluation, Plan, Search, Survey, read_record
+from depthcut.records import Bench, Evaluation, Plan, Search, Survey, read_record
 from depthcut.settings import (
+    BenchSettings,
     EvaluateSettings,
     HealSettings,
     PlanSettings,
@@ -43,8 +44,9 @@ def recipe(tiny_llama: Path, tmp_path: Path) -> Recipe:
             text=source, part="train", context=context, steps=2, accumulate=1, rank=2
         ),
         evaluate=EvaluateSettings(
-            text=source, part="held-out", context=context, rounds=0, new_tokens=4, tokens=1024
+            text=source, part="held-out", context=context, new_tokens=4, tokens=1024
         ),
+        bench=None,
     )
 
 
@@ -78,6 +80,25 @@ def test_a_run_leaves_a_smaller_model_and_every_record(recipe: Recipe, tmp_path:
     model, info = AutoModelForCausalLM.from_pretrained(done.model, output_loading_info=True)
     assert model.config.num_hidden_layers == 4
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def test_a_run_measures_speed_and_is_not_made_to_twice(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("depthcut.benching.bench.measure_footprint", lambda *_: None)
+    bench = BenchSettings(prompt_tokens=8, new_tokens=2, rounds=2)
+    timed = msgspec.structs.replace(recipe, heal=None, bench=bench)
+    lines: list[str] = []
+    done = run(timed, tmp_path / "run", announce=lines.append)
+    assert lines[-2:] == ["bench: original, pruned in transformers", "report"]
+    assert done.bench is not None
+    assert done.bench == read_record(tmp_path / "run" / "bench.json", Bench)
+    assert [each.name for each in done.bench.models] == ["original", "pruned"]
+    assert done.bench.ratios[0].ideal_decode > 1
+    assert "the speed of the original" in done.report.read_text()
+    again = run(timed, tmp_path / "run", announce=lines.append)
+    assert lines[-2:] == ["bench.json is there already", "report"]
+    assert again.bench == done.bench
 
 
 def test_a_second_run_does_nothing_again(recipe: Recipe, tmp_path: Path) -> None:
@@ -234,7 +255,7 @@ def test_the_python_functions_take_models_and_strings_in_memory(
     assert read_record(tmp_path / "plan.json", Plan) == plan
     evaluation = depthcut.evaluate(
         {"here": model, "again": model},
-        depthcut.EvaluateSettings(context=64, rounds=0, new_tokens=0),
+        depthcut.EvaluateSettings(context=64, new_tokens=0),
         texts=texts,
         tokenizer=tokenizer,
     )

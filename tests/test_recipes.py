@@ -15,6 +15,7 @@ from depthcut.recipes import (
     write_recipe,
 )
 from depthcut.settings import (
+    BenchSettings,
     EvaluateSettings,
     HealSettings,
     LoadSettings,
@@ -54,7 +55,8 @@ def test_every_key_of_the_commented_recipe_has_a_comment_above_it() -> None:
         search=st.none() | st.builds(SearchSettings, seed=st.integers(0, 9)),
         plan=st.builds(PlanSettings, drop=st.sampled_from([None, 7, "25%", "7"])),
         heal=st.none() | st.builds(HealSettings, learning_rate=st.floats(1e-9, 1.0)),
-        evaluate=st.builds(EvaluateSettings, rounds=st.integers(0, 9)),
+        evaluate=st.builds(EvaluateSettings, new_tokens=st.integers(0, 9)),
+        bench=st.none() | st.builds(BenchSettings, rounds=st.integers(1, 9)),
     )
 )
 def test_recipes_survive_writing_and_reading(recipe: Recipe) -> None:

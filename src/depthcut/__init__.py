@@ -10,6 +10,7 @@ Importing it is light: torch and transformers are loaded when a stage first need
 
 from depthcut import errors
 from depthcut.api import (
+    bench,
     evaluate,
     generate,
     generate_text,
@@ -25,6 +26,7 @@ from depthcut.api import (
 from depthcut.errors import DepthcutError
 from depthcut.pipeline import run
 from depthcut.records import (
+    Bench,
     Evaluation,
     HealRecord,
     Inspection,
@@ -39,6 +41,7 @@ from depthcut.records import (
     write_record,
 )
 from depthcut.settings import (
+    BenchSettings,
     EvaluateSettings,
     HealSettings,
     LoadSettings,
@@ -53,6 +56,8 @@ from depthcut.sweeping import sweep
 from depthcut.version import __version__
 
 __all__ = [
+    "Bench",
+    "BenchSettings",
     "DepthcutError",
     "EvaluateSettings",
     "Evaluation",
@@ -74,6 +79,7 @@ __all__ = [
     "SweepSettings",
     "Verification",
     "__version__",
+    "bench",
     "errors",
     "evaluate",
     "generate",

@@ -16,6 +16,7 @@ import msgspec
 
 from depthcut.errors import ArchitectureError, SettingsError, SourceError
 from depthcut.records import (
+    Bench,
     Evaluation,
     HealRecord,
     Inspection,
@@ -33,6 +34,7 @@ from depthcut.records import (
     write_record,
 )
 from depthcut.settings import (
+    BenchSettings,
     EvaluateSettings,
     HealSettings,
     LoadSettings,
@@ -418,6 +420,50 @@ def evaluate(
     loaded = {name: _loaded(source, tokenizer, load) for name, source in named.items()}
     sequences = _sequences(next(iter(loaded.values())), text, settings)
     record = evaluate_models(loaded, sequences, settings, load)
+    if out is not None:
+        write_record(record, out, overwrite=overwrite)
+    return record
+
+
+def bench(
+    models: Sequence[str | Path] | Mapping[str, str | Path | PreTrainedModel],
+    settings: BenchSettings | None = None,
+    *,
+    load: LoadSettings | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> Bench:
+    """Measure how fast models are in one engine, in turn, and what memory and energy they take.
+
+    Args:
+        models: Sources, or names for sources and models in memory; the first is the reference.
+        settings: Which engine, how long prompts and answers, how many at once; see
+            `BenchSettings`.
+        load: Device and dtype of models that are loaded here.
+        out: Where to write the record as JSON.
+
+    Raises:
+        DepthcutError: One of its kinds, see `depthcut.errors`.
+    """
+    from depthcut.benching.bench import bench_models
+    from depthcut.benching.engines import ENGINES
+    from depthcut.benching.inputs import refuse_unmeant
+
+    settings, load = settings or BenchSettings(), load or LoadSettings()
+    named = models if isinstance(models, Mapping) else {str(source): source for source in models}
+    if len(named) < len(models):
+        raise SettingsError("a model is named twice: name each once")
+    if not named:
+        raise SettingsError("bench needs at least one model")
+    refuse_unmeant(settings)
+    open_model = ENGINES[settings.engine]()
+    sources = {name: each for name, each in named.items() if isinstance(each, str | Path)}
+    with contextlib.ExitStack() as opened:
+        engines = {
+            name: opened.enter_context(contextlib.closing(open_model(source, settings, load)))
+            for name, source in named.items()
+        }
+        record = bench_models(engines, settings, load, sources=sources)
     if out is not None:
         write_record(record, out, overwrite=overwrite)
     return record

@@ -1,7 +1,9 @@
-"""A recipe as straight lines: survey, search, plan, slice, heal, evaluate, report, in one folder.
+"""A recipe as straight lines: survey, search, plan, slice, heal, evaluate, bench, report.
+
+All in one folder:
 
     recipe.yaml  survey.json  search.json  plan.json  pruned/  healed/  evaluation.json
-    report.html  plots/
+    bench.json  report.html  plots/
 
 A stage whose record is there and was made from the same inputs (digests and settings) is
 skipped, so the same command goes on where a killed one stopped.
@@ -16,6 +18,7 @@ from depthcut.errors import OutputError, SettingsError
 from depthcut.files import discard, sole_writer, write_file
 from depthcut.recipes import write_recipe
 from depthcut.records import (
+    Bench,
     Evaluation,
     HealRecord,
     ModelFacts,
@@ -31,7 +34,7 @@ from depthcut.text.names import STANDARD_INPUT, in_words, named_texts
 RECIPE = "recipe.yaml"
 RECORD_IN_CHECKPOINT = "depthcut.json"
 
-R = TypeVar("R", Survey, Search, Plan, SliceRecord, HealRecord, Evaluation)
+R = TypeVar("R", Survey, Search, Plan, SliceRecord, HealRecord, Evaluation, Bench)
 
 
 class Run(NamedTuple):
@@ -43,6 +46,8 @@ class Run(NamedTuple):
     plan: Plan
     evaluation: Evaluation
     report: Path
+    bench: Bench | None = None
+    """None: the recipe measures no speed."""
 
 
 Announce = Callable[[str], object]
@@ -74,10 +79,12 @@ def run(
         plan = stages.plan()
         pruned = stages.slice(plan)
         healed = stages.heal(pruned)
-        evaluation = stages.evaluate([each for each in (pruned, healed) if each])
+        cut = [each for each in (pruned, healed) if each]
+        evaluation = stages.evaluate(cut)
+        bench = stages.bench(cut)
         write_file(folder / RECIPE, write_recipe(recipe), overwrite=True)
         announce("report")
-        return Run(folder, healed or pruned, plan, evaluation, api.report(folder))
+        return Run(folder, healed or pruned, plan, evaluation, api.report(folder), bench)
 
 
 class _Stages:
@@ -174,14 +181,32 @@ class _Stages:
         from depthcut.evaluation.inputs import evaluation_inputs
 
         path, settings = self.folder / "evaluation.json", self.recipe.evaluate
-        models: dict[str, str | Path] = {"original": self.recipe.model}
-        models |= {each.name: each for each in cut}
-        digests = [self.model.digest, *(api.facts(each).digest for each in cut)]
+        models = self._models(cut)
+        digests = self._digests(cut)
         inputs = evaluation_inputs(digests, self._text_digest(settings), settings, self.recipe.load)
         return self._found(path, Evaluation, inputs) or self._made(
             f"evaluate: {', '.join(models)} on {in_words(settings.text)}",
             lambda: api.evaluate(models, settings, load=self.recipe.load, out=path),
         )
+
+    def bench(self, cut: list[Path]) -> Bench | None:
+        from depthcut.benching.inputs import bench_inputs
+
+        path, settings = self.folder / "bench.json", self.recipe.bench
+        if settings is None:
+            return None
+        inputs = bench_inputs(self._digests(cut), settings, self.recipe.load)
+        models = self._models(cut)
+        return self._found(path, Bench, inputs) or self._made(
+            f"bench: {', '.join(models)} in {settings.engine}",
+            lambda: api.bench(models, settings, load=self.recipe.load, out=path),
+        )
+
+    def _models(self, cut: list[Path]) -> dict[str, str | Path]:
+        return {"original": self.recipe.model} | {each.name: each for each in cut}
+
+    def _digests(self, cut: list[Path]) -> list[str]:
+        return [self.model.digest, *(api.facts(each).digest for each in cut)]
 
     def _text_digest(self, settings: TextSettings) -> str:
         from depthcut.text.documents import open_text

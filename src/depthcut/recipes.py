@@ -12,6 +12,7 @@ import msgspec
 import depthcut.settings as settings_module
 from depthcut.errors import RecordError, nearest
 from depthcut.settings import (
+    BenchSettings,
     EvaluateSettings,
     HealSettings,
     LoadSettings,
@@ -112,9 +113,9 @@ def demo_recipe(*, quick: bool = False) -> Recipe:
         evaluate=EvaluateSettings(
             part="held-out",
             tokens=4096 if quick else 16384,
-            rounds=3 if quick else 5,
             new_tokens=24 if quick else 48,
         ),
+        bench=BenchSettings(rounds=3 if quick else 5),
     )
 
 

@@ -15,6 +15,7 @@ Tokens = Literal["last", "all"]
 Part = Literal["all", "train", "held-out"]
 Objective = Literal["kl", "loss"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+EngineName = Literal["transformers", "llama.cpp", "vllm"]
 Texts = str | tuple[str, ...]
 """One text, or several with weights: "wiki.txt", or ("wiki.txt:2", "chat.jsonl:1")."""
 
@@ -332,12 +333,23 @@ class EvaluateSettings(TextSettings, frozen=True, kw_only=True):
     """Put the questions through the model's chat template."""
     backend: Literal["transformers", "vllm"] = "transformers"
     """What answers the questions of tasks."""
+
+
+class BenchSettings(Settings, frozen=True, kw_only=True):
+    """How speed is measured, see docs/bench.md."""
+
+    engine: EngineName = "transformers"
+    """What runs the models: transformers; llama.cpp (of .gguf files); vllm (on a GPU)."""
+    prompt_tokens: int = 512
+    """Length of the prompts."""
+    new_tokens: int = 32
+    """Tokens written after each prompt; the first is read off the prompt."""
+    batch_sizes: tuple[int, ...] = (1,)
+    """How many sequences run at once, between commas or spaces: 1,8,32; each is measured."""
     rounds: int = 5
-    """Rounds of the speed measurement, the models in turn; 0: no speed measurement."""
-    prefill_tokens: int = 512
-    """Length of the prompt whose prefill is timed."""
-    decode_tokens: int = 32
-    """Tokens decoded one by one in each timed round."""
+    """Rounds that count, the models in turn; one more warms up."""
+    threads: int | None = None
+    """Threads that the engine computes with on a CPU; default: as many as it takes."""
 
 
 class Recipe(Settings, frozen=True, kw_only=True):
@@ -354,3 +366,5 @@ class Recipe(Settings, frozen=True, kw_only=True):
     heal: HealSettings | None = None
     """Left out: no training after the cut."""
     evaluate: EvaluateSettings = EvaluateSettings(part="held-out")
+    bench: BenchSettings | None = BenchSettings()
+    """null: speed is not measured."""

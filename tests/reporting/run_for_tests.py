@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 
 from depthcut.planning import plan_by_hand, plan_from_survey
 from depthcut.records import (
+    Bench,
+    BenchedModel,
     Comparison,
     Estimate,
     Evaluation,
@@ -20,12 +22,15 @@ from depthcut.records import (
     Plan,
     Scores,
     SliceRecord,
-    Speed,
+    SpeedRatio,
+    Spread,
     Survey,
     TextFacts,
+    Timing,
     write_record,
 )
 from depthcut.settings import (
+    BenchSettings,
     EvaluateSettings,
     HealSettings,
     LoadSettings,
@@ -54,10 +59,11 @@ class Run(NamedTuple):
     slice: SliceRecord | None
     heal: HealRecord | None
     evaluation: Evaluation | None
+    bench: Bench | None = None
 
     def write(self, folder: Path) -> Path:
         places = ("survey.json", "plan.json", "pruned/depthcut.json", "healed/depthcut.json")
-        for record, place in zip(self, (*places, "evaluation.json"), strict=True):
+        for record, place in zip(self, (*places, "evaluation.json", "bench.json"), strict=True):
             if record is not None:
                 write_record(record, folder / place)
         return folder
@@ -84,13 +90,14 @@ def make_run(
     models = [("original", survey.model, 3.36), ("pruned", result, 4.35)]
     if heal:
         models.append(("healed", healed, 3.71))
-    evaluation = make_evaluation(models, speed=speed, generations=generations)
+    evaluation = make_evaluation(models, generations=generations)
     return Run(
         survey=survey,
         plan=chosen,
         slice=SliceRecord(origin=ORIGIN, plan=chosen, parent=chosen.model, result=result),
         heal=make_heal(result, healed) if heal else None,
         evaluation=evaluation,
+        bench=make_bench([(name, facts) for name, facts, _ in models]) if speed else None,
     )
 
 
@@ -194,7 +201,6 @@ def make_heal(model: ModelFacts, result: ModelFacts) -> HealRecord:
 def make_evaluation(
     models: Sequence[tuple[str, ModelFacts, float]],
     *,
-    speed: bool = True,
     generations: Sequence[str] | None = None,
 ) -> Evaluation:
     texts = generations or [f"An answer by {name}." for name, _, _ in models]
@@ -212,9 +218,6 @@ def make_evaluation(
                 loss=Estimate(value=loss, stderr=0.031),
                 perplexity=Estimate(value=math.exp(loss), stderr=0.031 * math.exp(loss)),
                 bits_per_byte=Estimate(value=loss / 3.1, stderr=0.031 / 3.1),
-                prefill=make_speed(28_000 / facts.layers) if speed else None,
-                decode=make_speed(900 / facts.layers) if speed else None,
-                peak_memory_bytes=300_000_000 + 2 * facts.parameters if speed else None,
                 generations=(text,) * len(PROMPTS),
             )
             for (name, facts, loss), text in zip(models, texts, strict=True)
@@ -231,9 +234,60 @@ def make_evaluation(
     )
 
 
-def make_speed(median: float) -> Speed:
+def make_bench(
+    models: Sequence[tuple[str, ModelFacts]], *, batch_sizes: tuple[int, ...] = (1,)
+) -> Bench:
+    """Time in proportion to the layers, and the ideal a little ahead of it."""
+    (_, first), *others = models
+    return Bench(
+        origin=ORIGIN,
+        settings=BenchSettings(batch_sizes=batch_sizes),
+        load=LoadSettings(),
+        versions={"transformers": "5.24.0", "torch": "2.13.0"},
+        cpu="A processor at 2.50GHz",
+        device="cpu",
+        threads=2,
+        models=tuple(
+            BenchedModel(
+                name=name,
+                model=facts,
+                weight_bytes=facts.weight_bytes,
+                read_bytes=facts.weight_bytes,
+                peak_memory_bytes=300_000_000 + 2 * facts.parameters,
+                timings=tuple(make_timing(facts.layers, size) for size in batch_sizes),
+            )
+            for name, facts in models
+        ),
+        ratios=tuple(
+            SpeedRatio(
+                name=name,
+                batch_size=size,
+                first_token=make_spread(first.layers / facts.layers),
+                decode=make_spread(first.layers / facts.layers),
+                throughput=make_spread(first.layers / facts.layers),
+                ideal_prefill=1.02 * first.layers / facts.layers,
+                ideal_decode=first.weight_bytes / facts.weight_bytes,
+            )
+            for name, facts in others
+            for size in batch_sizes
+        ),
+    )
+
+
+def make_timing(layers: int, batch_size: int) -> Timing:
+    return Timing(
+        batch_size=batch_size,
+        first_token=make_spread(layers * batch_size / 55),
+        prefill=make_spread(28_000 / layers),
+        decode=make_spread(900 * batch_size**0.5 / layers),
+        throughput=make_spread(600 * batch_size**0.5 / layers),
+        cache_bytes=544 * layers * 768 * batch_size,
+    )
+
+
+def make_spread(median: float) -> Spread:
     rounds = tuple(median * factor for factor in (0.97, 1.0, 1.02, 0.99, 1.01))
-    return Speed(median=median, low=median * 0.99, high=median * 1.01, rounds=rounds)
+    return Spread(median=median, low=median * 0.99, high=median * 1.01, rounds=rounds)
 
 
 def angle(first: State, second: State) -> float:

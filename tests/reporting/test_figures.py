@@ -26,7 +26,7 @@ def run() -> Run:
 def figures_of(run: Run) -> dict[str, Figure]:
     assert run.survey
     assert run.evaluation
-    figures = [*survey_figures(run.survey, run.plan), quality_and_speed(run.evaluation)]
+    figures = [*survey_figures(run.survey, run.plan), quality_and_speed(run.evaluation, run.bench)]
     if run.heal:
         figures.append(healing_loss(run.heal))
     return {figure.name: figure for figure in figures}
@@ -110,8 +110,9 @@ def test_quality_and_loss_are_the_records(run: Run) -> None:
     shown = {(row["model"], row["measure"]): float(row["value"]) for row in rows}
     for each in run.evaluation.models:
         assert shown[each.name, "perplexity"] == each.perplexity.value
-        assert each.decode
-        assert shown[each.name, "decode, tokens per second"] == each.decode.median
+        timing = run.bench.timing(each.name) if run.bench else None
+        assert timing
+        assert shown[each.name, "decode, tokens per second"] == timing.decode.median
     losses = [(int(row["step"]), float(row["loss"])) for row in numbers(figures["healing-loss"])]
     assert losses == list(run.heal.losses)
 

@@ -189,8 +189,8 @@ def by_hand() -> Run:
 
 
 def one_model() -> Run:
-    alone = make_evaluation([("only", make_facts(6), 3.0)], speed=False)
-    return make_run(6)._replace(plan=None, slice=None, heal=None, evaluation=alone)
+    alone = make_evaluation([("only", make_facts(6), 3.0)])
+    return make_run(6)._replace(plan=None, slice=None, heal=None, evaluation=alone, bench=None)
 
 
 ODD_RUNS: dict[str, Callable[[], Run]] = {
@@ -198,6 +198,7 @@ ODD_RUNS: dict[str, Callable[[], Run]] = {
     "by hand beside a survey": by_hand,
     "one model": one_model,
     "no healing, no speed": lambda: make_run(30, heal=False, speed=False),
+    "speed alone": lambda: Run(None, None, None, None, None, make_run(6).bench),
     "one sequence": lambda: make_run(6, sequences=1),
     "scattered layers": lambda: make_run(30, PlanSettings(drop=7, criterion="block-influence")),
     "two blocks": lambda: make_run(30, PlanSettings(drop=7, blocks=2)),

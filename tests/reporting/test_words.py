@@ -1,13 +1,10 @@
 """Numbers and judgements say what the records say, no more."""
 
-import math
-
 import msgspec
 import pytest
 
-from depthcut.records import Estimate, Speed, Stopping
+from depthcut.records import Estimate, Spread, Stopping
 from depthcut.reporting import words
-from tests.reporting.run_for_tests import make_speed
 
 
 def of(value: float, stderr: float) -> Estimate:
@@ -70,23 +67,23 @@ def test_one_sequence_gives_no_verdict() -> None:
     assert words.verdict(of(0.0, 0.0)).kind == "same"
 
 
-def test_speeds_are_compared_round_by_round() -> None:
-    # The machine slows down between rounds; the ratio, taken within each, does not see it.
-    slowing = (100.0, 80.0, 60.0, 50.0)
-    first = Speed(median=70.0, low=58.0, high=85.0, rounds=slowing)
-    second = Speed(median=91.0, low=75.0, high=110.0, rounds=tuple(1.3 * each for each in slowing))
-    ratio = words.speed_ratio(first, second)
-    assert ratio is not None
-    assert (ratio.text, ratio.spread) == ("1.30×", "1.30–1.30")
+def test_a_ratio_is_shown_with_its_middle_half() -> None:
+    found = words.ratio(Spread(median=1.3, low=1.28, high=1.312, rounds=(1.28, 1.3, 1.312)))
+    assert found is not None
+    assert (found.text, found.spread) == ("1.30×", "1.28–1.31")
 
 
 def test_a_speed_that_was_not_measured_has_no_ratio() -> None:
-    assert words.speed_ratio(None, make_speed(1.0)) is None
+    assert words.ratio(None) is None
     assert words.speed(None) == ("–", "")
-    one_round = Speed(median=2.0, low=2.0, high=2.0, rounds=(2.0,))
-    ratio = words.speed_ratio(one_round, one_round)
-    assert ratio is not None
-    assert math.isclose(ratio.median, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0.0412, "41.2 ms"), (0.9994, "999 ms"), (1.239, "1.24 s"), (61, "61.00 s")],
+)
+def test_short_times_have_three_digits(number: float, text: str) -> None:
+    assert words.seconds(number) == text
 
 
 def test_a_survey_that_stopped_says_what_that_took() -> None:

@@ -1,8 +1,8 @@
 """Memory that a model needs on the CPU, measured in a process of its own.
 
-`python -m depthcut.benching.footprint FOLDER LOAD PREFILL DECODE` loads the model, runs one
-prefill and decodes, and prints by how many bytes the peak resident size of the process grew
-over what Python and the libraries took. It counts the pages of the weight files that loading
+`python -m depthcut.benching.footprint SOURCE SETTINGS LOAD` opens the model in the engine, runs it
+once at the largest batch size, and prints by how many bytes the peak resident size of the process
+grew over what Python and the libraries took. It counts the pages of the weight files that loading
 maps, as the operating system does.
 """
 
@@ -16,39 +16,43 @@ from pathlib import Path
 
 import msgspec
 
-from depthcut.settings import EvaluateSettings, LoadSettings
+from depthcut.settings import BenchSettings, LoadSettings
 
 PROCESS = Path("/proc/self")
 
 
-def measure_footprint(folder: Path, settings: EvaluateSettings, load: LoadSettings) -> int | None:
-    """Bytes that loading, one prefill and decoding add to a fresh process on the CPU.
+def measure_footprint(
+    source: str | Path, settings: BenchSettings, load: LoadSettings
+) -> int | None:
+    """Bytes that loading a model and running it once add to a fresh process on the CPU.
 
     None where the platform does not tell, or the process fails: its reason is logged.
     """
     if sys.platform == "win32":
         return None
     here = msgspec.structs.replace(load, device="cpu")
-    command = [sys.executable, "-m", __name__, str(folder.resolve())]
-    command += [msgspec.json.encode(here).decode()]
-    command += [str(settings.prefill_tokens), str(settings.decode_tokens)]
+    command = [sys.executable, "-m", __name__, str(source)]
+    command += [msgspec.json.encode(each).decode() for each in (settings, here)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        logging.getLogger(__name__).warning("no memory measured for %s: %s", folder, reason)
+        logging.getLogger(__name__).warning("no memory measured for %s: %s", source, reason)
         return None
     return int(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _main(folder: str, load_json: str, prefill_tokens: str, decode_tokens: str) -> None:
-    from depthcut.benching.speed import random_prompt, run_once
-    from depthcut.model.loading import load
+def _main(source: str, settings_json: str, load_json: str) -> None:
+    from depthcut.benching.bench import random_prompts
+    from depthcut.benching.engines import ENGINES
 
+    settings = msgspec.json.decode(settings_json, type=BenchSettings)
+    load = msgspec.json.decode(load_json, type=LoadSettings)
+    open_model = ENGINES[settings.engine]()
     before = _resident_bytes()
-    loaded = load(folder, msgspec.json.decode(load_json, type=LoadSettings))
-    prompt = random_prompt({folder: loaded}, int(prefill_tokens))
-    run_once(loaded, prompt, int(decode_tokens))
+    engine = open_model(source, settings, load)
+    prompts = random_prompts(engine.vocabulary, settings.prompt_tokens, max(settings.batch_sizes))
+    engine.once(prompts, settings.new_tokens)
     print(_peak_bytes() - before)  # noqa: T201 - what the parent process reads
 
 

@@ -5,6 +5,7 @@ enters layer l; depth L leaves the last layer, before the final norm.
 """
 
 from depthcut.records.base import Origin, Record, inputs_digest, read_record, write_record
+from depthcut.records.bench import Bench, BenchedModel, Energy, SpeedRatio, Spread, Timing
 from depthcut.records.blocks import Block, layer_counts, layer_set, layers_in_words, merged
 from depthcut.records.choices import read_choice
 from depthcut.records.evaluation import (
@@ -12,7 +13,6 @@ from depthcut.records.evaluation import (
     Degeneration,
     Evaluation,
     ModelEvaluation,
-    Speed,
 )
 from depthcut.records.facts import (
     Estimate,
@@ -61,12 +61,15 @@ __all__ = [
     "SWEEP_COLUMNS",
     "Alternative",
     "Average",
+    "Bench",
+    "BenchedModel",
     "Block",
     "Choice",
     "Comparison",
     "Cost",
     "Degeneration",
     "Difference",
+    "Energy",
     "Estimate",
     "Evaluation",
     "FieldValues",
@@ -92,7 +95,8 @@ __all__ = [
     "Scores",
     "Search",
     "SliceRecord",
-    "Speed",
+    "SpeedRatio",
+    "Spread",
     "Stability",
     "Stopping",
     "Sublayer",
@@ -103,6 +107,7 @@ __all__ = [
     "TextChoice",
     "TextFacts",
     "TextPart",
+    "Timing",
     "Verification",
     "Way",
     "inputs_digest",

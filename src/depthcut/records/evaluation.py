@@ -12,17 +12,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-class Speed(Record, frozen=True, kw_only=True):
-    """Tokens per second over interleaved rounds."""
-
-    median: float
-    low: float
-    """First quartile."""
-    high: float
-    """Third quartile."""
-    rounds: tuple[float, ...]
-
-
 class Degeneration(Record, frozen=True, kw_only=True):
     """What is wrong with a model's free text; means over prompts, errors over prompts."""
 
@@ -54,11 +43,6 @@ class ModelEvaluation(Record, frozen=True, kw_only=True):
     """Nats per predicted token, standard error over sequences; None, as the next two: no text."""
     perplexity: Estimate | None
     bits_per_byte: Estimate | None
-    prefill: Speed | None = None
-    decode: Speed | None = None
-    peak_memory_bytes: int | None = None
-    """Of this model alone, loaded and run once: what it adds to a fresh process (CPU), or its
-    weights and what the run allocates beside them (GPU)."""
     generations: tuple[str, ...]
     """One for each prompt, greedy."""
     degeneration: Degeneration | None = None
@@ -115,8 +99,6 @@ class Evaluation(Record, frozen=True, kw_only=True):
                     *value_and_error(against.loss_difference if against else None),
                     against.agreement.value if against else None,
                     against.kl_divergence.value if against else None,
-                    each.prefill.median if each.prefill else None,
-                    each.decode.median if each.decode else None,
                 )
             )
         return rows
@@ -133,6 +115,4 @@ _EVALUATION_COLUMNS = (
     "loss difference stderr",
     "agreement",
     "KL divergence",
-    "prefill tokens/s",
-    "decode tokens/s",
 )

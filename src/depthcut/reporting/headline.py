@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from depthcut.records import ModelEvaluation
 from depthcut.reporting.results import Results
-from depthcut.reporting.words import amount, change, estimates, size, speed_ratio, verdict
+from depthcut.reporting.words import amount, change, estimates, ratio, size, verdict
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,10 @@ def outcome(results: Results) -> str:
         return f"a search among its {results.search.model.layers} layers"
     if results.survey:
         return f"a survey of its {results.survey.model.layers} layers"
-    count = len(results.evaluation.models) if results.evaluation else 0
-    return "judged alone" if count < 2 else f"judged beside {count - 1} more"
+    done = "judged" if results.evaluation else "timed"
+    record = results.evaluation or results.bench
+    count = len(record.models) if record else 0
+    return f"{done} alone" if count < 2 else f"{done} beside {count - 1} more"
 
 
 def judgements(results: Results) -> list[tuple[str, str]]:
@@ -117,14 +119,12 @@ def _sizes(results: Results) -> list[Fact]:
 
 
 def _speeds(results: Results) -> list[Fact]:
-    before, after = results.before, results.healed or results.cut
-    if before is None or after is None:
+    won = results.speed_ratio
+    if won is None:
         return []
-    found = []
-    for label, ratio in (
-        ("Prefill speed", speed_ratio(before.prefill, after.prefill)),
-        ("Decode speed", speed_ratio(before.decode, after.decode)),
-    ):
-        if ratio is not None:
-            found.append(Fact(label, (ratio.text,), f"middle half of rounds {ratio.spread}"))
-    return found
+    measured = (("Prefill speed", ratio(won.first_token)), ("Decode speed", ratio(won.decode)))
+    return [
+        Fact(label, (each.text,), f"middle half of rounds {each.spread}")
+        for label, each in measured
+        if each is not None
+    ]

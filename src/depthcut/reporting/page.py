@@ -110,7 +110,7 @@ def _figures(results: Results) -> list[Figure]:
         figures.append(search_figure(results.search))
     if results.sweep:
         figures += sweep_figures(results.sweep)
-    if results.evaluation and (judged := quality_and_speed(results.evaluation)).rows:
+    if (judged := quality_and_speed(results.evaluation, results.bench)).rows:
         figures.append(judged)
     if results.heal and results.heal.losses:
         figures.append(healing_loss(results.heal))
@@ -151,10 +151,10 @@ def _environment() -> "Environment":
         "layers": layers_in_words,
         "verdict": words.verdict,
         "speed": words.speed,
+        "ratio": words.ratio,
         "sentence": words.sentence,
         "short_source": words.short_source,
         "tied": lambda text: text.replace(" ± ", "\u00a0±\u00a0").replace(" %", "\u00a0%"),
     }
     environment.filters.update(filters)
-    environment.globals["speed_ratio"] = words.speed_ratio
     return environment

@@ -1,41 +1,35 @@
 """Figures of what came out: quality and speed of each model, loss while healing."""
 
-from collections.abc import Callable
-
-from depthcut.records import Evaluation, HealRecord, ModelEvaluation
+from depthcut.records import Bench, Evaluation, HealRecord, Spread
 from depthcut.reporting.figures import Figure
 from depthcut.reporting.theme import WIDTH, Spec, chart, dots, light, mark, unlabelled
 from depthcut.reporting.words import plain
 
-Bar = tuple[float, float, float]
-"""A value, its low and its high end."""
+BarRow = tuple[str, str, float, float, float]
+"""Model, measure, a value, its low and its high end."""
 
 
-def quality_and_speed(evaluation: Evaluation) -> Figure:
-    """Perplexity and speeds of all models, one panel a measure, one bar a model."""
-    rows = tuple(
-        (each.name, measure, *bar)
-        for measure, read in _MEASURES.items()
-        for each in evaluation.models
-        if (bar := read(each)) is not None
-    )
-    names = [each.name for each in evaluation.models]
-    measures = [measure for measure in _MEASURES if any(row[1] == measure for row in rows)]
+def quality_and_speed(evaluation: Evaluation | None, bench: Bench | None = None) -> Figure:
+    """Perplexity and speeds of all models, one panel a measure, one bar a model.
+
+    No rows: neither was measured.
+    """
+    rows = (*_perplexities(evaluation), *_speeds(bench))
+    names = list(dict.fromkeys(row[0] for row in rows))
+    measures = list(dict.fromkeys(row[1] for row in rows))
     panels = [
         _panel(measure, [row for row in rows if row[1] == measure], names) for measure in measures
     ]
-    timed = len(measures) > 1
+    judged = "Perplexity (lower is better; line: one standard error)"
+    timed = "okens per second (higher is better; line: the middle half of the rounds)"
+    if len(measures) == 3:
+        title, caption = "Quality and speed", f"{judged} and t{timed}."
+    else:
+        title, caption = ("Speed", f"T{timed}.") if measures[1:] else ("Perplexity", f"{judged}.")
     return Figure(
         name="quality-and-speed",
-        title="Quality and speed" if timed else "Perplexity",
-        caption=(
-            "Perplexity (lower is better; line: one standard error)"
-            + (
-                " and tokens per second (higher is better; line: the middle half of the rounds)."
-                if timed
-                else "."
-            )
-        ),
+        title=title,
+        caption=caption,
         spec=chart(vconcat=panels),
         columns=("model", "measure", "value", "low", "high"),
         rows=rows,
@@ -76,33 +70,31 @@ def healing_loss(record: HealRecord) -> Figure:
     )
 
 
-def _perplexity(model: ModelEvaluation) -> Bar | None:
-    if model.perplexity is None:
-        return None
-    mean, error = model.perplexity.value, model.perplexity.stderr
-    return mean, mean - error, mean + error
+def _perplexities(evaluation: Evaluation | None) -> list[BarRow]:
+    found = []
+    for each in evaluation.models if evaluation else ():
+        if each.perplexity is not None:
+            mean, error = each.perplexity.value, each.perplexity.stderr
+            found.append((each.name, "perplexity", mean, mean - error, mean + error))
+    return found
 
 
-def _prefill(model: ModelEvaluation) -> Bar | None:
-    speed = model.prefill
-    return (speed.median, speed.low, speed.high) if speed else None
+def _speeds(bench: Bench | None) -> list[BarRow]:
+    """At the first batch size."""
+    if bench is None:
+        return []
+    timed = [(each.name, bench.timing(each.name)) for each in bench.models]
+    return [
+        *(_bar(name, "prefill, tokens per second", each.prefill) for name, each in timed if each),
+        *(_bar(name, "decode, tokens per second", each.decode) for name, each in timed if each),
+    ]
 
 
-def _decode(model: ModelEvaluation) -> Bar | None:
-    speed = model.decode
-    return (speed.median, speed.low, speed.high) if speed else None
+def _bar(name: str, measure: str, spread: Spread) -> BarRow:
+    return name, measure, spread.median, spread.low, spread.high
 
 
-_MEASURES: dict[str, Callable[[ModelEvaluation], Bar | None]] = {
-    "perplexity": _perplexity,
-    "prefill, tokens per second": _prefill,
-    "decode, tokens per second": _decode,
-}
-
-
-def _panel(
-    measure: str, rows: list[tuple[str, str, float, float, float]], names: list[str]
-) -> Spec:
+def _panel(measure: str, rows: list[BarRow], names: list[str]) -> Spec:
     bars: list[Spec] = [
         {
             "model": name,

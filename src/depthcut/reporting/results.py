@@ -9,6 +9,7 @@ import msgspec
 from depthcut.errors import RecordError
 from depthcut.records import (
     Average,
+    Bench,
     Comparison,
     Difference,
     Evaluation,
@@ -20,6 +21,7 @@ from depthcut.records import (
     Score,
     Search,
     SliceRecord,
+    SpeedRatio,
     Survey,
     Sweep,
     TaskResults,
@@ -34,6 +36,7 @@ PLACES = {
     "evaluation": "evaluation.json",
     "search": "search.json",
     "sweep": "sweep.json",
+    "bench": "bench.json",
 }
 R = TypeVar("R", bound=Record)
 M = TypeVar("M", Score, Difference, Average)
@@ -51,6 +54,7 @@ class Results:
     evaluation: Evaluation | None
     search: Search | None
     sweep: Sweep | None
+    bench: Bench | None = None
 
     @property
     def original(self) -> ModelFacts | None:
@@ -60,7 +64,10 @@ class Results:
         for record in (self.survey, self.search, self.sweep):
             if record:
                 return record.model
-        return self.evaluation.models[0].model if self.evaluation else None
+        for judged in (self.evaluation, self.bench):
+            if judged:
+                return judged.models[0].model
+        return None
 
     @property
     def model_folder(self) -> Path | None:
@@ -85,6 +92,18 @@ class Results:
     def healed(self) -> ModelEvaluation | None:
         """The evaluation of the healed model."""
         return self._judged(self.heal.result, "healed") if self.heal else None
+
+    @property
+    def speed_ratio(self) -> SpeedRatio | None:
+        """How fast the run's last model is against the first, one sequence (or few) at a time."""
+        if self.bench is None:
+            return None
+        last = self.heal.result if self.heal else self.slice.result if self.slice else None
+        others = self.bench.models[1:]
+        named = "healed" if self.heal else "pruned"
+        same = [each for each in others if last is not None and each.model.digest == last.digest]
+        found = next(iter([*same, *(each for each in others if each.name == named)]), None)
+        return self.bench.ratio(found.name) if found else None
 
     def comparison(self, judged: ModelEvaluation) -> Comparison | None:
         """How a model stands against the reference."""
@@ -121,9 +140,12 @@ def read_results(folder: Path) -> Results:
         evaluation=with_short_names(evaluation) if evaluation else None,
         search=_read(folder, "search", Search),
         sweep=_read(folder, "sweep", Sweep),
+        bench=_bench(_read(folder, "bench", Bench)),
     )
     if results.evaluation and not results.evaluation.models:
         raise RecordError(f"{folder / PLACES['evaluation']} judges no model: evaluate one")
+    if results.bench and not results.bench.models:
+        raise RecordError(f"{folder / PLACES['bench']} times no model: bench one")
     if not any(getattr(results, name) for name in PLACES):
         looked_for = ", ".join(PLACES.values())
         raise RecordError(
@@ -165,6 +187,25 @@ def _renamed(tasks: TaskResults, new: dict[str, str]) -> TaskResults:
         differences=named(tasks.differences),
         averages=named(tasks.averages),
         seconds={new.get(name, name): taken for name, taken in tasks.seconds.items()},
+    )
+
+
+def _bench(bench: Bench | None) -> Bench | None:
+    """With short names, as an evaluation has them."""
+    if bench is None:
+        return None
+    names = [each.name for each in bench.models]
+    short = [Path(name).name if name.startswith(("/", ".", "~")) else name for name in names]
+    if len(set(short)) < len(names) or not all(short):
+        return bench
+    new = dict(zip(names, short, strict=True))
+    return msgspec.structs.replace(
+        bench,
+        models=tuple(msgspec.structs.replace(each, name=new[each.name]) for each in bench.models),
+        ratios=tuple(
+            msgspec.structs.replace(each, name=new.get(each.name, each.name))
+            for each in bench.ratios
+        ),
     )
 
 

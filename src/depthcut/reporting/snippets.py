@@ -85,6 +85,7 @@ def recipe(results: Results) -> Snippet | None:
         plan=plan.settings,
         heal=results.heal.settings if results.heal else None,
         evaluate=evaluation.settings,
+        bench=results.bench.settings if results.bench else None,
     )
     return Snippet(
         "The whole run as a recipe",
@@ -102,6 +103,7 @@ def stages(results: Results) -> list[Stage]:
         ("sweep", results.sweep),
         ("heal", results.heal),
         ("evaluate", results.evaluation),
+        ("bench", results.bench),
     ):
         if record is not None:
             shown = (*_settings(record.settings), *_settings(record.load))

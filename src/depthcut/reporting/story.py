@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from depthcut.records import Comparison, ModelEvaluation, Plan, Survey, layers_in_words
+from depthcut.records import Comparison, Plan, SpeedRatio, Survey, layers_in_words
 from depthcut.reporting.results import Results
 from depthcut.reporting.words import (
     ERRORS,
@@ -11,9 +11,9 @@ from depthcut.reporting.words import (
     criterion,
     estimate,
     perplexity_factor,
+    ratio,
     sentence,
     span,
-    speed_ratio,
     stability_in_words,
     verdict,
 )
@@ -96,8 +96,8 @@ def judgements(results: Results) -> list[tuple[str, str]]:
             f"{sentence(_cost(each, first.name))}.",
             f"It predicts the same next token as {first.name} in {agreement:.0f} % of places.",
         ]
-        model = next((one for one in results.evaluation.models if one.name == each.name), None)
-        if model is not None and (won := _speed_words(first, model)):
+        timed = results.bench.ratio(each.name) if results.bench else None
+        if won := _speed_words(timed):
             sentences.append(f"It {won} speed of {first.name}.")
         found.append((each.name, " ".join(sentences)))
     return found
@@ -153,14 +153,12 @@ def _cost(comparison: Comparison, first: str) -> str:
 
 
 def _what_it_won(results: Results) -> list[str]:
-    before, after = results.before, results.healed or results.cut
-    won = _speed_words(before, after) if before and after else ""
+    won = _speed_words(results.speed_ratio)
     return [f"It {won} speed of the original."] if won else []
 
 
-def _speed_words(before: ModelEvaluation, after: ModelEvaluation) -> str:
-    prefill = speed_ratio(before.prefill, after.prefill)
-    decode = speed_ratio(before.decode, after.decode)
+def _speed_words(won: SpeedRatio | None) -> str:
+    prefill, decode = (ratio(won.first_token), ratio(won.decode)) if won else (None, None)
     if prefill is None or decode is None:
         return ""
     return f"reads at {prefill.text} and writes at {decode.text} the"

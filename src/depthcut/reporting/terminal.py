@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from depthcut.records import (
+    Bench,
     Estimate,
     Evaluation,
     HealRecord,
@@ -37,7 +38,9 @@ from depthcut.reporting.words import (
     amount,
     duration,
     estimate,
+    ratio,
     score,
+    seconds,
     short_source,
     size,
     span,
@@ -310,7 +313,7 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
     quality = Table(
         "model", "layers", "perplexity", "bits/byte", "same next token", "KL", "loss against first"
     )
-    cost = Table("model", "parameters", "weights", "prefill tok/s", "decode tok/s", "peak memory")
+    cost = Table("model", "parameters", "weights")
     for each in evaluation.models:
         other = compared.get(each.name)
         quality.add_row(
@@ -322,14 +325,8 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
             estimate(other.kl_divergence) if other else "–",
             verdict(other.loss_difference).text if other else "the reference",
         )
-        memory = each.peak_memory_bytes
         cost.add_row(
-            escape(each.name),
-            amount(each.model.parameters),
-            size(each.model.weight_bytes),
-            " ".join(speed(each.prefill)),
-            " ".join(speed(each.decode)),
-            "–" if memory is None else size(memory),
+            escape(each.name), amount(each.model.parameters), size(each.model.weight_bytes)
         )
     parts: list[RenderableType] = [cost]
     if text:
@@ -338,6 +335,58 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
     if evaluation.tasks:
         parts.append(benchmark_tables(evaluation.tasks, [each.name for each in evaluation.models]))
     return Group(*parts)
+
+
+def bench_table(bench: Bench) -> RenderableType:
+    """One row a model and batch size: how fast, against the first and the ideal; and what memory.
+
+    A ratio stands beside what it would be if time went by the bytes or the multiply-adds.
+    """
+    asked = bench.settings
+    sizes = len(asked.batch_sizes) > 1
+    head = (
+        f"{asked.engine} on {bench.cpu if bench.device == 'cpu' else bench.device}"
+        f"{'' if bench.threads is None else f', {bench.threads} threads'}: "
+        f"{asked.prompt_tokens:,} tokens read, {asked.new_tokens:,} written, median and middle "
+        f"half of {asked.rounds} rounds in turn"
+    )
+    table = Table(
+        "model", *(["batch"] if sizes else []), "first token", "prefill tok/s", "×", "ideal",
+        "decode tok/s", "×", "ideal",
+        *(["new tok/s in all"] if sizes else []), "weights", "cache", "peak memory",
+    )  # fmt: skip
+    for each in bench.models:
+        for timing in each.timings:
+            won = bench.ratio(each.name, timing.batch_size)
+            read, wrote = (ratio(won.first_token), ratio(won.decode)) if won else (None, None)
+            table.add_row(
+                escape(each.name),
+                *([str(timing.batch_size)] if sizes else []),
+                seconds(timing.first_token.median),
+                " ".join(speed(timing.prefill)),
+                read.text if read else "–",
+                f"{won.ideal_prefill:.2f}×" if won else "–",
+                " ".join(speed(timing.decode)),
+                wrote.text if wrote else "–",
+                f"{won.ideal_decode:.2f}×" if won else "–",
+                *([speed(timing.throughput)[0]] if sizes else []),
+                size(each.weight_bytes),
+                "–" if timing.cache_bytes is None else size(timing.cache_bytes),
+                "–" if each.peak_memory_bytes is None else size(each.peak_memory_bytes),
+            )
+    parts: list[RenderableType] = [escape(head), table]
+    parts += [escape(line) for line in _energy_lines(bench)]
+    return Group(*parts)
+
+
+def _energy_lines(bench: Bench) -> list[str]:
+    return [
+        f"{each.name}, batch {timing.batch_size}: {' '.join(speed(used.joules_per_token))} joules "
+        f"a new token, by {used.meter}"
+        for each in bench.models
+        for timing in each.timings
+        for used in timing.energy
+    ]
 
 
 def run_lines(folder: Path) -> str:

@@ -4,14 +4,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import quantiles
 from typing import Literal
 
 from depthcut.records import (
     Block,
     Comparison,
     Estimate,
-    Speed,
+    Spread,
     Stability,
     Stopping,
     Sublayer,
@@ -92,6 +91,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def seconds(number: float) -> str:
+    """A short time: "41 ms", "1.24 s"."""
+    return f"{1000 * number:.3g} ms" if number < 0.9995 else f"{plain(number, 2)} s"
 
 
 def change(before: float, after: float) -> str:
@@ -189,21 +193,12 @@ def perplexity_factor(comparison: Comparison) -> str:
     return f"{math.exp(min(comparison.loss_difference.value, 50.0)):.3g}×"
 
 
-def speed_ratio(before: Speed | None, after: Speed | None) -> Ratio | None:
-    """Median and quartiles of the ratio, round by round, since rounds are measured in turn."""
-    if before is None or after is None:
-        return None
-    pairs = list(zip(before.rounds, after.rounds, strict=False))
-    ratios = sorted(second / first for first, second in pairs if first)
-    if not ratios:
-        return None
-    if len(ratios) == 1:
-        return Ratio(ratios[0], ratios[0], ratios[0])
-    low, median, high = quantiles(ratios, n=4, method="inclusive")
-    return Ratio(median, low, high)
+def ratio(measured: Spread | None) -> Ratio | None:
+    """A ratio that was taken round by round, since rounds are measured in turn."""
+    return Ratio(measured.median, measured.low, measured.high) if measured else None
 
 
-def speed(measured: Speed | None) -> tuple[str, str]:
+def speed(measured: Spread | None) -> tuple[str, str]:
     """Median and middle half of the rounds in tokens per second: "39.1", "38.7–39.5"."""
     if measured is None:
         return "–", ""

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from depthcut import api, cli, slicing
 from depthcut.errors import PlanError, RecordError, SettingsError, SourceError
 from depthcut.gguf.file import read_gguf
+from depthcut.gguf.model import gguf_facts
 from depthcut.records import Plan, read_record
 from depthcut.settings import (
     EvaluateSettings,
@@ -22,7 +23,6 @@ from depthcut.settings import (
     SurveySettings,
     size_bytes,
 )
-from depthcut.slicing.gguf import gguf_facts
 from depthcut.version import __version__
 from tests.model.tiny_gguf import write_gguf
 from tests.slices import load_exactly, logits, plan_without

@@ -553,7 +553,8 @@ def _refuse_given(given: Mapping[str, bool], known: set[str], what: str) -> None
 
 def _slice_gguf(file: Path, plan: Plan, out: Path) -> SliceRecord:
     """A GGUF file has no room beside it: the plan goes into its metadata."""
-    from depthcut.slicing.gguf import OWN_PREFIX, gguf_facts, slice_gguf
+    from depthcut.gguf.model import OWN_PREFIX, gguf_facts
+    from depthcut.slicing.gguf import slice_gguf
     from depthcut.slicing.layout import check_plan
     from depthcut.slicing.zeroing import refuse_zeroed
 
@@ -577,8 +578,8 @@ def _slice_gguf(file: Path, plan: Plan, out: Path) -> SliceRecord:
 
 def _facts_to_plan(source: ModelFacts | str | Path, load: LoadSettings | None) -> ModelFacts:
     """What a plan by hand must know; a GGUF file is not dequantised for it."""
+    from depthcut.gguf.model import gguf_facts
     from depthcut.model.sources import EMBEDDED, gguf_file
-    from depthcut.slicing.gguf import gguf_facts
 
     if isinstance(source, ModelFacts):
         return source
@@ -603,8 +604,8 @@ def _refuse_impossible(source: str | Path, plan: Plan, load: LoadSettings | None
 
 def _is_of_gguf(plan: Plan, source: str | Path) -> bool:
     """Whether a plan was made for the very GGUF file whose dequantised form is cut."""
+    from depthcut.gguf.model import gguf_facts
     from depthcut.model.sources import gguf_file
-    from depthcut.slicing.gguf import gguf_facts
 
     file = gguf_file(source)
     try:

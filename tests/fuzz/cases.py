@@ -21,11 +21,12 @@ from depthcut.architectures.configs import fields_of, with_surroundings
 from depthcut.architectures.fields import Reference
 from depthcut.checkpoint.folder import Checkpoint, model_facts, open_checkpoint
 from depthcut.errors import DepthcutError
+from depthcut.gguf.model import gguf_facts
 from depthcut.records import LayerSlice, ModelFacts, Origin, Plan, read_record
 from depthcut.settings import PlanSettings
 from depthcut.slicing import slice_checkpoint
 from depthcut.slicing.adapter import slice_adapter
-from depthcut.slicing.gguf import gguf_facts, slice_gguf
+from depthcut.slicing.gguf import slice_gguf
 from tests.fuzz import plain
 from tests.fuzz.bases import FOLDERS, LAYERS, TYPES, base, field_keys
 from tests.fuzz.mutators import any_value, encode, mutated_bytes, mutated_header, mutated_json

@@ -26,7 +26,8 @@ from depthcut.errors import (
 from depthcut.gguf import layers as gguf_layers
 from depthcut.gguf.file import read_gguf
 from depthcut.gguf.layers import GGUF_FIELDS, cut_metadata
-from depthcut.slicing.gguf import gguf_facts, slice_gguf
+from depthcut.gguf.model import gguf_facts
+from depthcut.slicing.gguf import slice_gguf
 from tests.llama_cpp_logits import llama_cpp_logits
 from tests.tiny_gguf import (
     HEAD,

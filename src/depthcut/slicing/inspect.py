@@ -24,8 +24,9 @@ from depthcut.checkpoint.folder import Checkpoint, model_facts, open_checkpoint
 from depthcut.errors import ArchitectureError
 from depthcut.gguf.file import read_gguf
 from depthcut.gguf.layers import gguf_fields_of
+from depthcut.gguf.model import gguf_facts, gguf_model
 from depthcut.records import FieldValues, Inspection, LayerGroup, Refusal, merged
-from depthcut.slicing.gguf import cut_changes, gguf_facts, gguf_model
+from depthcut.slicing.gguf import cut_changes
 from depthcut.slicing.layout import refuse_computed
 
 _HEAD = re.compile(r"(?:.*\.)?(?:lm_head|embed_out|output|output_layer|head|score)\.(?:q?weight)")

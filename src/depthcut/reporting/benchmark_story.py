@@ -22,14 +22,17 @@ class Finding:
     """What one model's answers allow to say of it beside the first."""
 
     model: str
-    text: str
+    on_average: str
+    by_task: str
 
 
 def findings(results: TaskResults, models: tuple[str, ...]) -> list[Finding]:
     """For each model after the first its average, then task by task."""
     return [
         Finding(
-            model, " ".join((*_on_average(results, models[0], model), *_by_task(results, model)))
+            model,
+            _on_average(results, models[0], model),
+            " ".join(_by_task(results, model)),
         )
         for model in models[1:]
     ]
@@ -60,15 +63,22 @@ def chances(results: TaskResults) -> str:
     )
 
 
-def _on_average(results: TaskResults, first: str, model: str) -> list[str]:
+def _on_average(results: TaskResults, first: str, model: str) -> str:
     average = results.average(model)
     if average is None or average.difference is None:
-        return []
-    found = [average_sentence(average, "it", first)]
-    if average.above_chance:
-        left = PERCENT.shown(average.above_chance)
-        found.append(f"Of what {first} scores above chance {left} % is left.")
-    return found
+        return ""
+    kind = judge(average.difference, average.p_value)
+    by = PERCENT.step_words(average.difference)
+    apart = {
+        "same": f"not significantly different from {first} ({by})",
+        "open": f"{by} against {first}, error unknown",
+    }
+    said = apart.get(kind) or f"{_apart(average, kind)} {first}, significantly"
+    value = f"{PERCENT.shown(average.value)} % on average of {len(average.tasks)}, {said}."
+    if average.above_chance is None:
+        return value
+    left = PERCENT.shown(average.above_chance)
+    return f"{value} Of what {first} scores above chance {left} % is left."
 
 
 def _apart(average: Average, kind: Kind) -> str:

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from depthcut.records import Estimate, JudgedText, Search, Sweep, Way
 from depthcut.reporting.figures import Figure
 from depthcut.reporting.sweep_tables import standings
-from depthcut.reporting.theme import SERIES, WIDTH, Spec, chart, dots, light, mark, unlabelled
+from depthcut.reporting.theme import (
+    SERIES,
+    WIDTH,
+    Spec,
+    chart,
+    colour_legend,
+    dots,
+    light,
+    mark,
+    unlabelled,
+)
 from depthcut.reporting.words import estimate, numbers, score, short_source, span
 
 HEIGHT = 250
@@ -203,24 +213,7 @@ def _encoding(measure: str, points: Sequence[_Point], *, legend: Sequence[Way] |
         "y": {"field": "value", "type": "quantitative", "title": measure} | _height(points),
     }
     if legend is not None:
-        encoding["color"] = {
-            "field": "way",
-            "type": "nominal",
-            "scale": {
-                "domain": [way.name for way in legend],
-                "range": [pair[0] for pair in SERIES[: len(legend)]],
-            },
-            "legend": {
-                "title": None,
-                "orient": "bottom",
-                "columns": 2,
-                "columnPadding": 24,
-                "symbolType": "stroke",
-                "symbolStrokeWidth": 2.5,
-                "symbolOpacity": 1,
-                "labelLimit": 150,
-            },
-        }
+        encoding["color"] = colour_legend("way", [way.name for way in legend])
     return encoding
 
 

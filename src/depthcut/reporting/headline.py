@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 
 from depthcut.records import ModelEvaluation
+from depthcut.reporting.benchmarks import PERCENT
+from depthcut.reporting.ladder import chain_average, ladder, ladder_facts, ladder_outcome
 from depthcut.reporting.results import Results
 from depthcut.reporting.words import amount, change, estimates, ratio, size, verdict
+
+_CHAIN = ("before", "after the cut", "healed")
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,9 @@ class Fact:
 
 def facts(results: Results) -> tuple[Fact, ...]:
     """The headline numbers that the records allow."""
-    return (*_sizes(results), *_quality(results), *_speeds(results))
+    if evaluation := ladder(results):
+        return tuple(Fact(*each) for each in ladder_facts(results, evaluation))
+    return (*_sizes(results), *_quality(results), *_benchmarks(results), *_speeds(results))
 
 
 def headline_lines(results: Results) -> tuple[str, ...]:
@@ -53,6 +59,8 @@ def outcome(results: Results) -> str:
         return f"a search among its {results.search.model.layers} layers"
     if results.survey:
         return f"a survey of its {results.survey.model.layers} layers"
+    if evaluation := ladder(results):
+        return ladder_outcome(evaluation)
     done = "judged" if results.evaluation else "timed"
     record = results.evaluation or results.bench
     count = len(record.models) if record else 0
@@ -80,12 +88,26 @@ def _quality(results: Results) -> list[Fact]:
     chain = [each for each in _chain(results) if each.perplexity]
     if not chain:
         return []
-    labels = ("before", "after the cut", "healed")
     return [
         Fact(
             label="Perplexity",
             values=estimates([each.perplexity for each in chain if each.perplexity]),
-            note=", ".join(labels[: len(chain)]) if len(chain) > 1 else "standard error",
+            note=", ".join(_CHAIN[: len(chain)]) if len(chain) > 1 else "standard error",
+        )
+    ]
+
+
+def _benchmarks(results: Results) -> list[Fact]:
+    chain = _chain(results)
+    averages = chain_average(results.evaluation, chain) if results.evaluation else None
+    if averages is None:
+        return []
+    count = len(averages[0].tasks)
+    return [
+        Fact(
+            label=f"Average of {count} benchmarks, %",
+            values=tuple(PERCENT.shown(each.value) for each in averages),
+            note=", ".join(_CHAIN[: len(chain)]) if len(chain) > 1 else "standard error",
         )
     ]
 

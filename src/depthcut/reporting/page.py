@@ -17,8 +17,12 @@ from depthcut.reporting import (
     theme,
     words,
 )
+from depthcut.reporting.benchmark_figures import benchmark_figures
+from depthcut.reporting.benchmark_page import benchmark_files, benchmark_section
 from depthcut.reporting.figures import Figure, inlined, write_figure
 from depthcut.reporting.frontier_figures import search_figure, sweep_figures
+from depthcut.reporting.model_frontier import ModelFrontier, model_frontier
+from depthcut.reporting.quality_figures import quality_figures
 from depthcut.reporting.result_figures import healing_loss, quality_and_speed
 from depthcut.reporting.results import Results, read_results
 from depthcut.reporting.stack import draw_stack
@@ -29,12 +33,25 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
+_ELSEWHERE = (
+    "quality-and-speed",
+    "healing-loss",
+    "search-frontier",
+    "benchmark-differences",
+    "benchmark-above-chance",
+    "quality-and-size",
+    "quality-and-measured-speed",
+)
+"""Figures that stand in sections of their own, not in the survey's."""
+_RUN = 3
+"""Models that a run itself makes: what sets these apart, its headline says."""
 
 
 def write_report(folder: Path, *, overwrite: bool = True) -> Path:
     """Write report.html and plots/ into a run's folder, from whichever records it holds.
 
-    Each figure is also written to plots/ as NAME.svg, NAME.png and NAME.csv.
+    Each figure is also written to plots/ as NAME.svg, NAME.png and NAME.csv; benchmarks beside the
+    page as tasks.csv, tasks.tex and a model card.
 
     Returns:
         The page.
@@ -48,6 +65,8 @@ def write_report(folder: Path, *, overwrite: bool = True) -> Path:
         figure.name: (figure, write_figure(figure, folder / "plots", overwrite=overwrite))
         for figure in _figures(results)
     }
+    for name, content in benchmark_files(results.evaluation).items():
+        write_file(folder / name, content.encode(), overwrite=overwrite)
     page = folder / "report.html"
     write_file(page, render(results, figures).encode(), overwrite=overwrite)
     return page
@@ -57,11 +76,13 @@ def render(results: Results, figures: dict[str, tuple[Figure, str]]) -> str:
     """The page's HTML; `figures` by name, each with its SVG. All text is escaped."""
     from markupsafe import Markup
 
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    script = "".join(
+        (TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.js", "tables.js")
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    elsewhere = ("quality-and-speed", "healing-loss", "search-frontier")
     swept = [name for name in figures if name.startswith("frontier-")]
-    surveyed = [name for name in figures if name not in (*elsewhere, *swept)]
+    surveyed = [name for name in figures if name not in (*_ELSEWHERE, *swept)]
+    evaluation = results.evaluation
     return (
         _environment()
         .get_template("report.html.jinja")
@@ -88,6 +109,10 @@ def render(results: Results, figures: dict[str, tuple[Figure, str]]) -> str:
             choices=criteria_tables.choices(results.survey) if results.survey else None,
             by_layer=criteria_tables.layer_table(results.survey) if results.survey else None,
             ranks=criteria_tables.rank_table(results.survey) if results.survey else None,
+            benchmarks=benchmark_section(evaluation, evaluation.tasks)
+            if evaluation and evaluation.tasks
+            else None,
+            frontier=_frontier(results),
             loading=snippets.loading(results),
             mergekit=snippets.mergekit(results),
             recipe=snippets.recipe(results),
@@ -112,9 +137,21 @@ def _figures(results: Results) -> list[Figure]:
         figures += sweep_figures(results.sweep)
     if (judged := quality_and_speed(results.evaluation, results.bench)).rows:
         figures.append(judged)
+    if results.evaluation:
+        figures += benchmark_figures(results.evaluation)
+    if frontier := _frontier(results):
+        figures += quality_figures(frontier)
     if results.heal and results.heal.losses:
         figures.append(healing_loss(results.heal))
     return figures
+
+
+def _frontier(results: Results) -> ModelFrontier | None:
+    """All models beside each other, where there are more than a run makes, or benchmarks."""
+    evaluation = results.evaluation
+    if evaluation is None or not (evaluation.tasks or len(evaluation.models) > _RUN):
+        return None
+    return model_frontier(evaluation, results.bench)
 
 
 def _criteria(results: Results) -> dict[str, str]:
@@ -149,6 +186,8 @@ def _environment() -> "Environment":
         "estimate": words.estimate,
         "score": words.score,
         "layers": layers_in_words,
+        "percent": words.share,
+        "seconds": words.seconds,
         "verdict": words.verdict,
         "speed": words.speed,
         "ratio": words.ratio,

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from depthcut.records import Comparison, Plan, SpeedRatio, Survey, layers_in_words
+from depthcut.reporting.benchmark_story import average_sentence
+from depthcut.reporting.ladder import ladder, ladder_story
 from depthcut.reporting.results import Results
 from depthcut.reporting.words import (
     ERRORS,
@@ -33,7 +35,14 @@ class RunnerUp:
 
 def story(results: Results) -> list[str]:
     """The opening sentences."""
-    return [*_what_went(results), *_what_it_cost(results), *_what_it_won(results)]
+    if evaluation := ladder(results):
+        return ladder_story(evaluation)
+    return [
+        *_what_went(results),
+        *_what_it_cost(results),
+        *_what_it_answers(results),
+        *_what_it_won(results),
+    ]
 
 
 def plan_story(results: Results) -> list[str]:
@@ -141,6 +150,18 @@ def _what_it_cost(results: Results) -> list[str]:
                 "this says nothing of what else it knew."
             )
     return sentences
+
+
+def _what_it_answers(results: Results) -> list[str]:
+    """The last model of the run on benchmarks."""
+    last = results.healed or results.cut
+    evaluation = results.evaluation
+    average = (
+        evaluation.tasks.average(last.name) if last and evaluation and evaluation.tasks else None
+    )
+    if average is None:
+        return []
+    return [average_sentence(average, "it" if results.healed else "the cut model", "the original")]
 
 
 def _cost(comparison: Comparison, first: str) -> str:

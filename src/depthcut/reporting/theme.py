@@ -126,6 +126,35 @@ def dots(rows: Sequence[Spec], encoding: Spec, *, size: float, **style: object) 
     return mark(rows, "point", encoding, filled=True, size=size, **{"opacity": 1, **style})
 
 
+def colour_legend(
+    field: str, names: Sequence[str], *, first: str = "", symbol: str = "stroke"
+) -> Spec:
+    """Colour by a field whose values are told apart by the series' colours, named below.
+
+    With `first`, the first name has that colour and the series begins at the second.
+    """
+    series = [pair[0] for pair in SERIES]
+    count = len(names) - bool(first)
+    colours = [first] * bool(first) + [series[place % len(series)] for place in range(count)]
+    style: Spec = {"symbolStrokeWidth": 2.5} if symbol == "stroke" else {"symbolSize": 60}
+    return {
+        "field": field,
+        "type": "nominal",
+        "sort": list(names),
+        "scale": {"domain": list(names), "range": colours},
+        "legend": {
+            "title": None,
+            "orient": "bottom",
+            "columns": 2,
+            "columnPadding": 24,
+            "symbolType": symbol,
+            "symbolOpacity": 1,
+            "labelLimit": 150,
+            **style,
+        },
+    }
+
+
 def _ramp(stops: Sequence[str], steps: int) -> tuple[str, ...]:
     colours = []
     for step in range(steps):

@@ -132,6 +132,12 @@ def estimate(value: Estimate, *, sign: bool = False, decimals: int | None = None
     return f"{mean} ± {value.stderr:,.{places}f}" if value.stderr else mean
 
 
+def share(value: Estimate) -> str:
+    """A share with its error in percent: "43 ± 6 %"."""
+    shown = Estimate(value=100 * value.value, stderr=100 * value.stderr)
+    return f"{estimate(shown, decimals=max(0, min(1, decimals_for(shown))))} %"
+
+
 def estimates(values: Sequence[Estimate]) -> tuple[str, ...]:
     """Means side by side, with as many decimals as the least exact of them, where one is kept."""
     places = max(1, min(map(decimals_for, values), default=1))
@@ -146,6 +152,17 @@ def criterion(name: str) -> str:
 def short_source(source: str) -> str:
     """A text's name, of paths the last two parts: "wikitext2/valid.txt"."""
     return re.sub(r"/?(?:[^\s/]+/)+(?=[^\s/]+/[^\s/]+)", "", source)
+
+
+def shortened(text: str, most: int) -> str:
+    """At most so many characters on one line: the beginning, and of the end twice as much, as a
+    question often ends with what is asked.
+    """
+    line = " ".join(text.split())
+    if len(line) <= most:
+        return line
+    start = most // 3
+    return f"{line[:start].rstrip()} … {line[start + 3 - most :].lstrip()}"
 
 
 def sentence(text: str) -> str:

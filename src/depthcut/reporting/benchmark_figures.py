@@ -1,0 +1,357 @@
+"""Figures of benchmarks: paired differences by task, and what is left above chance by depth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from depthcut.records import Estimate, Evaluation, ModelFacts, Task, TaskResults
+from depthcut.reporting.benchmarks import KINDS, PERCENT, Kind, kind_of, p_words, scale_of
+from depthcut.reporting.figures import Figure
+from depthcut.reporting.theme import (
+    SERIES,
+    WIDTH,
+    Spec,
+    chart,
+    colour_legend,
+    dots,
+    light,
+    mark,
+    unlabelled,
+)
+from depthcut.reporting.words import ERRORS
+
+HEIGHT = 250
+LINE = 8
+"""Pixels of a model's interval in a forest plot."""
+INTERVAL = 1.96
+"""Standard errors on each side: 95 %, by the normal distribution."""
+AVERAGE = "average"
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One model's difference to the first, as the plot shows it."""
+
+    task: str
+    model: str
+    value: float
+    low: float
+    high: float
+    kind: Kind
+    p_value: float | None
+    items: int
+    tip: str
+
+
+@dataclass(frozen=True)
+class _Left:
+    """Share of the first model's score above chance at a number of removed layers."""
+
+    task: str
+    model: str
+    removed: int
+    found: Estimate
+
+
+def benchmark_figures(evaluation: Evaluation) -> list[Figure]:
+    """The figures that the record allows: none where one model was judged."""
+    if evaluation.tasks is None or len(evaluation.models) < 2:
+        return []
+    drawn = (forest(evaluation, evaluation.tasks), above_chance(evaluation, evaluation.tasks))
+    return [figure for figure in drawn if figure.rows]
+
+
+def forest(evaluation: Evaluation, results: TaskResults) -> Figure:
+    """Paired differences to the first model with their 95 % intervals, one colour a model."""
+    first, *others = (each.name for each in evaluation.models)
+    panels: list[Spec] = []
+    every: list[_Step] = []
+    for measure, tasks in _measures(results).items():
+        steps = [
+            step
+            for task in tasks
+            for model in others
+            if (step := _step(results, task, model)) is not None
+        ]
+        if steps:
+            panels.append(_panel(measure, steps, others))
+            every += steps
+    return Figure(
+        name="benchmark-differences",
+        title=f"Differences to {first}, task by task",
+        caption=(
+            "Paired over the same questions, with 95 % intervals; filled: significant at 5 %, "
+            "hollow: not. The line at 0 is the first model."
+        ),
+        spec=chart(vconcat=panels, resolve={"scale": {"color": "shared"}}),
+        columns=("task", "model", "difference", "low", "high", "p", "verdict", "items"),
+        rows=tuple(
+            (
+                each.task,
+                each.model,
+                each.value,
+                each.low,
+                each.high,
+                each.p_value,
+                KINDS[each.kind],
+                each.items,
+            )
+            for each in every
+        ),
+    )
+
+
+def above_chance(evaluation: Evaluation, results: TaskResults) -> Figure:
+    """Share of the first model's score above chance against how many layers went.
+
+    The figure by which Gromov et al. (arXiv:2403.17887) show that answers hold for a while and
+    then fall to chance at one depth. Only models that are shallower forms of the first one.
+    """
+    points = _left(evaluation, results)
+    tasks = list(dict.fromkeys(each.task for each in points if each.task != AVERAGE))
+    coloured = tasks if len(tasks) <= len(SERIES) else []
+    encoding = _depth_encoding(points, coloured)
+    layers = [
+        layer
+        for task in tasks
+        for layer in _line(
+            [each for each in points if each.task == task], encoding, coloured=bool(coloured)
+        )
+    ]
+    mean = [each for each in points if each.task == AVERAGE]
+    grey = "" if coloured else "Grey: single tasks. "
+    faint = [task.name for task in results.chief if _faint(evaluation, results, task)]
+    missing = (
+        f" Without {', '.join(faint)}, where the untouched model is not clearly above chance."
+        if faint
+        else ""
+    )
+    return Figure(
+        name="benchmark-above-chance",
+        title="What is left above chance, by depth",
+        caption=(
+            "Share of the untouched model's score above chance; 0 is guessing. "
+            f"{grey}Thick: the average over tasks, bars one standard error.{missing}"
+        ),
+        spec=chart(
+            width=WIDTH,
+            height=HEIGHT,
+            layer=[*_levels(encoding), *layers, *_mean_line(mean, encoding)],
+        ),
+        columns=("task", "model", "layers_removed", "share", "stderr"),
+        rows=tuple(
+            (each.task, each.model, each.removed, each.found.value, each.found.stderr)
+            for each in points
+        ),
+    )
+
+
+def removed_layers(first: ModelFacts, other: ModelFacts) -> int | None:
+    """How many layers a shallower form of the first model lacks; None: it is another model."""
+    same = (first.model_type, first.hidden_size) == (other.model_type, other.hidden_size)
+    return first.layers - other.layers if same and other.layers <= first.layers else None
+
+
+def _measures(results: TaskResults) -> dict[str, list[Task]]:
+    """Tasks by what their axis counts: all shares on one, each other metric on its own."""
+    found: dict[str, list[Task]] = {}
+    for task in results.chief:
+        shares = scale_of(results, task) is PERCENT
+        lower = "" if task.higher_is_better else ", lower is better"
+        found.setdefault("points of 100" if shares else f"{task.metric}{lower}", []).append(task)
+    return found
+
+
+def _step(results: TaskResults, task: Task, model: str) -> _Step | None:
+    found = results.difference(model, task.name)
+    if found is None:
+        return None
+    scale, kind = scale_of(results, task), kind_of(task, found)
+    value = scale.factor * found.difference.value
+    reach = INTERVAL * scale.factor * found.difference.stderr
+    words = (scale.step_words(found.difference), KINDS[kind], p_words(found.p_value))
+    return _Step(
+        task=task.name,
+        model=model,
+        value=value,
+        low=value - reach,
+        high=value + reach,
+        kind=kind,
+        p_value=found.p_value,
+        items=task.items,
+        tip=f"{task.name}, {model}: {', '.join(filter(None, words))}, {task.items:,} questions",
+    )
+
+
+def _panel(measure: str, steps: Sequence[_Step], models: Sequence[str]) -> Spec:
+    rows: list[Spec] = [
+        {
+            "task": each.task,
+            "model": each.model,
+            "value": each.value,
+            "low": each.low,
+            "high": each.high,
+            "clear": each.kind in ("better", "worse"),
+            "tip": each.tip,
+        }
+        for each in steps
+    ]
+    tasks = list(dict.fromkeys(each.task for each in steps))
+    y: Spec = {
+        "field": "task",
+        "type": "nominal",
+        "sort": tasks,
+        "title": None,
+        "scale": {"paddingInner": 0.25, "paddingOuter": 0.15},
+        "axis": {"ticks": False, "labelLimit": 120, "minExtent": 84, "grid": True,
+                 "bandPosition": 0, "tickBand": "extent"},
+    }  # fmt: skip
+    offset: Spec = {"field": "model", "type": "nominal", "sort": list(models)}
+    x: Spec = {"type": "quantitative", "title": measure, "axis": {"tickCount": 6}}
+    shared: Spec = {"y": y, "yOffset": offset, "color": colour_legend("model", models)}
+    interval = {**shared, "x": {**x, "field": "low"}, "x2": {"field": "high"}}
+    value = {**shared, "x": {**x, "field": "value"}}
+    hollow = [row for row in rows if not row["clear"]]
+    clear = [row for row in rows if row["clear"]]
+    layers = [
+        mark(unlabelled(rows), "rule", interval, strokeWidth=1.5),
+        {
+            "data": {"values": [{"zero": 0}]},
+            "mark": {"type": "rule", "aria": False, "color": light("ink"), "strokeWidth": 1},
+            "encoding": {"x": {**x, "field": "zero"}},
+        },
+    ]
+    if hollow:
+        style: Spec = {"fill": light("paper"), "strokeWidth": 1.4, "opacity": 1}
+        layers.append(mark(hollow, "point", value, size=22, **style))
+    if clear:
+        layers.append(dots(clear, value, size=26))
+    return {
+        "width": WIDTH - 50,
+        "height": {"step": max(LINE, 20 // len(models)), "for": "offset"}
+        if len(models) > 1
+        else {"step": 22},
+        "layer": layers,
+    }
+
+
+def _left(evaluation: Evaluation, results: TaskResults) -> list[_Left]:
+    first = evaluation.models[0].model
+    names = [AVERAGE, *(task.name for task in results.chief)]
+    points: list[_Left] = []
+    for each in evaluation.models[1:]:
+        removed = removed_layers(first, each.model)
+        if removed is None:
+            continue
+        average = results.average(each.name)
+        if average and average.above_chance:
+            points.append(_Left(AVERAGE, each.name, removed, average.above_chance))
+        for task in results.chief:
+            found = results.difference(each.name, task.name)
+            faint = _faint(evaluation, results, task)
+            if found and found.above_chance and not faint:
+                points.append(_Left(task.name, each.name, removed, found.above_chance))
+    if len({each.removed for each in points} - {0}) < 2:
+        return []  # one depth makes no line
+    whole = Estimate(value=1.0, stderr=0.0)
+    known = {each.task for each in points}
+    start = [_Left(name, evaluation.models[0].name, 0, whole) for name in names if name in known]
+    order = {name: place for place, name in enumerate(names)}
+    return sorted([*start, *points], key=lambda each: (order[each.task], each.removed))
+
+
+def _faint(evaluation: Evaluation, results: TaskResults, task: Task) -> bool:
+    """Whether the first model is too near to chance for a share of the rest to mean anything."""
+    score = results.score(evaluation.models[0].name, task)
+    if task.chance is None or score is None:
+        return False
+    return score.value - task.chance < ERRORS * (score.stderr or 0.0)
+
+
+def _depth_encoding(points: Sequence[_Left], coloured: Sequence[str]) -> Spec:
+    most = max((each.removed for each in points), default=1)
+    low = min((each.found.value for each in points), default=0.0)
+    high = max((each.found.value for each in points), default=1.0)
+    encoding: Spec = {
+        "x": {
+            "field": "removed",
+            "type": "quantitative",
+            "title": "layers removed",
+            "scale": {"domain": [-0.3, most + 0.3], "nice": False},
+            "axis": {"grid": False, "tickMinStep": 1, "format": "d"},
+        },
+        "y": {
+            "field": "share",
+            "type": "quantitative",
+            "title": "share of the score above chance",
+            "scale": {"domain": [max(-1.0, min(-0.1, low - 0.05)), min(2.0, max(1.1, high + 0.05))],
+                      "nice": False},
+            "axis": {"format": "%", "tickCount": 6},
+        },
+    }  # fmt: skip
+    if coloured:
+        encoding["color"] = colour_legend("task", coloured)
+    return encoding
+
+
+def _line(points: Sequence[_Left], encoding: Spec, *, coloured: bool) -> list[Spec]:
+    rows: list[Spec] = [
+        {
+            "task": each.task,
+            "removed": each.removed,
+            "share": each.found.value,
+            "tip": f"{each.task}, {each.model}: {PERCENT.shown(each.found)} %",
+        }
+        for each in points
+    ]
+    style: Spec = {"clip": True}
+    if not coloured:
+        style |= {"color": light("muted"), "opacity": 0.35}
+    drawn = [mark(unlabelled(_one_each(rows)), "line", encoding, strokeWidth=1.2, **style)]
+    return [*drawn, dots(rows, encoding, size=14, **style)]
+
+
+def _mean_line(points: Sequence[_Left], encoding: Spec) -> list[Spec]:
+    rows: list[Spec] = [
+        {
+            "removed": each.removed,
+            "share": each.found.value,
+            "low": each.found.value - each.found.stderr,
+            "high": each.found.value + each.found.stderr,
+            "tip": f"{each.task}, {each.model}: {PERCENT.shown(each.found)} %",
+        }
+        for each in points
+    ]
+    if not rows:
+        return []
+    plain = {key: value for key, value in encoding.items() if key != "color"}
+    y: Spec = dict(plain["y"])  # type: ignore[call-overload]
+    error = plain | {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
+    style: Spec = {"clip": True, "color": light("ink")}
+    return [
+        mark(unlabelled(_one_each(rows)), "line", plain, strokeWidth=3, **style),
+        mark(unlabelled(rows), "rule", error, strokeWidth=1.5, **style),
+        dots(rows, plain, size=42, **style),
+    ]
+
+
+def _levels(encoding: Spec) -> list[Spec]:
+    """Where guessing is, and where the untouched model."""
+    chance: Spec = {"share": 0, "said": "chance"}
+    untouched: Spec = {"share": 1, "said": "untouched"}
+    y, muted = encoding["y"], light("muted")
+    text: Spec = {"y": y, "text": {"field": "said"}}
+    style: Spec = {"fontSize": 11, "color": muted}
+    at_left, at_right = text | {"x": {"value": 0}}, text | {"x": {"value": WIDTH}}
+    return [
+        mark([chance, untouched], "rule", {"y": y}, color=muted, strokeDash=[4, 3], strokeWidth=1),
+        mark([chance], "text", at_left, align="left", dy=9, dx=2, **style),
+        mark([untouched], "text", at_right, align="right", dy=-7, **style),
+    ]
+
+
+def _one_each(rows: Sequence[Spec]) -> list[Spec]:
+    """One row a depth, the first: healed and repaired models stand beside the line."""
+    found: dict[object, Spec] = {}
+    for row in rows:
+        found.setdefault(row["removed"], row)
+    return list(found.values())

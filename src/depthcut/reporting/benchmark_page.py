@@ -1,0 +1,69 @@
+"""What the page's section on benchmarks shows, put together; and the files beside it."""
+
+from dataclasses import dataclass
+
+from depthcut.records import Evaluation, TaskResults
+from depthcut.reporting.benchmark_exports import tasks_csv, tasks_tex
+from depthcut.reporting.benchmark_flips import FlippedTask, flipped_tasks
+from depthcut.reporting.benchmark_story import Finding, chances, findings
+from depthcut.reporting.benchmarks import (
+    MARKS_SAID,
+    Line,
+    average_lines,
+    groups,
+    task_lines,
+)
+from depthcut.reporting.model_cards import model_cards
+
+
+@dataclass(frozen=True)
+class Section:
+    """The section's parts."""
+
+    findings: list[Finding]
+    note: str
+    """What the numbers of the table are."""
+    lines: list[Line]
+    averages: list[Line]
+    groups: list[tuple[str, list[Line]]]
+    flips: list[FlippedTask]
+    chances: str
+    files: tuple[str, ...]
+
+
+def benchmark_section(evaluation: Evaluation, results: TaskResults) -> Section:
+    """All that the template needs."""
+    models = tuple(each.name for each in evaluation.models)
+    return Section(
+        findings=findings(results, models),
+        note=_note(models),
+        lines=task_lines(results, models, results.chief),
+        averages=average_lines(results, models),
+        groups=[
+            (task.name, task_lines(results, models, inside)) for task, inside in groups(results)
+        ],
+        flips=flipped_tasks(results, models),
+        chances=chances(results),
+        files=tuple(benchmark_files(evaluation)),
+    )
+
+
+def benchmark_files(evaluation: Evaluation | None) -> dict[str, str]:
+    """File name to content; none where no benchmark was run."""
+    if evaluation is None or evaluation.tasks is None:
+        return {}
+    return {
+        "tasks.csv": tasks_csv(evaluation, evaluation.tasks),
+        "tasks.tex": tasks_tex(evaluation, evaluation.tasks),
+        **model_cards(evaluation),
+    }
+
+
+def _note(models: tuple[str, ...]) -> str:
+    shown = "In % where they are shares, else as the metric counts, ± one standard error."
+    if len(models) < 2:
+        return shown
+    return (
+        f"{shown} Below, the difference to {models[0]} on the same questions and its paired "
+        f"error; {MARKS_SAID}."
+    )

@@ -162,7 +162,7 @@ def test_answers_to_prompts_are_chats(tmp_path: Path) -> None:
         {
             "messages": [
                 {"role": "user", "content": prompt},
-                {"role": "assistant", "content": answer.rstrip("\ufffd")},
+                {"role": "assistant", "content": answer.text.rstrip("\ufffd")},
             ]
         }
         for prompt, answer in zip(prompts, greedy, strict=True)
@@ -190,7 +190,7 @@ def test_without_a_template_prompts_are_continued(loaded: LoadedModel, tmp_path:
     out = tmp_path / "own.jsonl"
     write(loaded, out, prompts=["abc"], tokens=5, temperature=ALMOST_GREEDY)
     (answer,) = generate_all({"m": loaded}, ["abc"], new_tokens=12)["m"]
-    assert lines(out) == [{"text": f"abc{answer}".rstrip("\ufffd")}]
+    assert lines(out) == [{"text": f"abc{answer.text}".rstrip("\ufffd")}]
 
 
 def test_chats_for_a_model_without_a_template_are_refused_and_leave_nothing(

@@ -36,7 +36,8 @@ def test_the_stream_is_the_greedy_continuation(loaded: LoadedModel) -> None:
     assert tokenizer is not None
     expected = tokenizer.decode(greedy_ids(loaded, "Hello", 12), skip_special_tokens=True)
     assert "".join(generate(loaded, "Hello", new_tokens=12)) == expected
-    assert generate_all({"a": loaded}, ["Hello"], new_tokens=12) == {"a": (expected,)}
+    (generation,) = generate_all({"a": loaded}, ["Hello"], new_tokens=12)["a"]
+    assert generation.text == expected
 
 
 def test_the_checkpoints_own_sampling_settings_are_overruled(loaded: LoadedModel) -> None:
@@ -115,3 +116,59 @@ def test_prompts_together_give_what_each_gives_alone(model_type: str, tmp_path: 
     alone = [generate_all({"m": loaded}, (each,), new_tokens=12)["m"][0] for each in prompts]
     together = generate_all({"m": loaded}, prompts, new_tokens=12)["m"]
     assert list(together) == alone
+
+
+def test_the_tokens_are_those_of_the_model_with_what_it_read(loaded: LoadedModel) -> None:
+    prompts = ["Hello", "Something else"]
+    found = generate_all({"a": loaded}, prompts, new_tokens=12)["a"]
+    for prompt, generation in zip(prompts, found, strict=True):
+        read = encode_prompt(loaded, prompt, new_tokens=1)["input_ids"][0].tolist()
+        assert generation.prompt_ids == tuple(read)
+        assert generation.ids == tuple(greedy_ids(loaded, prompt, 12))
+        assert not generation.ended
+
+
+def test_a_text_ends_where_the_model_ends_it_and_what_pads_it_is_not_its(
+    loaded: LoadedModel,
+) -> None:
+    # What the model writes sixth to the first prompt ends a text from now on, and so does a token
+    # that it never writes.
+    prompts = ["Hello", "Something else"]
+    plain = generate_all({"a": loaded}, prompts, new_tokens=12)["a"]
+    settings, end = loaded.model.generation_config, plain[0].ids[5]
+    assert settings is not None
+    settings.eos_token_id = [263, end]
+    found = generate_all({"a": loaded}, prompts, new_tokens=12)["a"]
+    for before, after in zip(plain, found, strict=True):
+        length = before.ids.index(end) if end in before.ids else 12
+        assert after.ids == before.ids[:length]
+        assert after.ended == (end in before.ids)
+    assert {each.ended for each in found} == {True, False}
+
+
+def test_an_end_at_once_is_an_empty_text_and_an_end_in_the_last_place_is_an_end(
+    loaded: LoadedModel,
+) -> None:
+    (plain,) = generate_all({"a": loaded}, ["Hello"], new_tokens=12)["a"]
+    settings = loaded.model.generation_config
+    assert settings is not None
+    settings.eos_token_id = plain.ids[0]
+    (found,) = generate_all({"a": loaded}, ["Hello"], new_tokens=12)["a"]
+    assert (found.text, found.ids, found.ended) == ("", (), True)
+    place = next(
+        place for place in range(12) if plain.ids[place] not in plain.ids[:place] and place
+    )
+    settings.eos_token_id = plain.ids[place]
+    (found,) = generate_all({"a": loaded}, ["Hello"], new_tokens=place + 1)["a"]
+    assert (found.ids, found.ended) == (plain.ids[:place], True)
+
+
+def test_a_model_that_knows_no_end_never_ends(tmp_path: Path) -> None:
+    loaded = from_memory(build_tiny("llama"), tiny_tokenizer(tmp_path))
+    settings = loaded.model.generation_config
+    assert settings is not None
+    assert loaded.tokenizer is not None
+    settings.eos_token_id = loaded.tokenizer.eos_token = None
+    (found,) = generate_all({"a": loaded}, ["Hello"], new_tokens=5)["a"]
+    assert len(found.ids) == 5
+    assert not found.ended

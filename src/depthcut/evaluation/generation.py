@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from depthcut.model.continuations import (
     GREEDY,
     continued,
     encode_prompt,
+    end_tokens,
     padded_on_the_left,
     tokenizer_of,
 )
@@ -20,6 +22,20 @@ from depthcut.progress import progress
 
 _TOGETHER = 16
 """Prompts in one batch."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model wrote after one prompt."""
+
+    text: str
+    """Without special tokens."""
+    ids: tuple[int, ...]
+    """Its tokens, without the one that ends it; none where the model ended at once."""
+    prompt_ids: tuple[int, ...]
+    """What the model read: the prompt, in its chat template where there is one."""
+    ended: bool
+    """Whether the model ended it; else it was cut off."""
 
 
 def generate(loaded: LoadedModel, prompt: str, *, new_tokens: int) -> Iterator[str]:
@@ -65,7 +81,7 @@ def generate(loaded: LoadedModel, prompt: str, *, new_tokens: int) -> Iterator[s
 
 def generate_all(
     models: Mapping[str, LoadedModel], prompts: Sequence[str], *, new_tokens: int
-) -> dict[str, tuple[str, ...]]:
+) -> dict[str, tuple[Generation, ...]]:
     """Each model's greedy continuation of every prompt, in order.
 
     Prompts go through the model together, padded on the left: one by one, a small model would
@@ -78,19 +94,31 @@ def generate_all(
         name: [encode_prompt(loaded, prompt, new_tokens=new_tokens) for prompt in prompts]
         for name, loaded in models.items()
     }
-    texts: dict[str, tuple[str, ...]] = {}
+    written: dict[str, tuple[Generation, ...]] = {}
     total = len(models) * len(prompts)
     with progress("evaluate: generations", total, unit="prompts") as advance:
         for name, loaded in models.items():
-            found: list[str] = []
+            found: list[Generation] = []
             for start in range(0, len(prompts), _TOGETHER):
-                inputs = padded_on_the_left(encoded[name][start : start + _TOGETHER])
+                batch = encoded[name][start : start + _TOGETHER]
+                inputs = padded_on_the_left(batch)
                 output = continued(loaded, inputs, GREEDY, new_tokens=new_tokens)
-                new = output[:, inputs["input_ids"].shape[1] :]
-                found += tokenizer_of(loaded).batch_decode(new, skip_special_tokens=True)
+                new = output[:, inputs["input_ids"].shape[1] :].tolist()
+                read = [each["input_ids"][0].tolist() for each in batch]
+                found += [_generation(loaded, *each) for each in zip(read, new, strict=True)]
                 advance(len(new), name)
-            texts[name] = tuple(found)
-    return texts
+            written[name] = tuple(found)
+    return written
+
+
+def _generation(loaded: LoadedModel, prompt_ids: list[int], new: list[int]) -> Generation:
+    """What was made up to the first token that ends a text; behind it stands padding."""
+    ends = end_tokens(loaded)
+    length = next((place for place, token in enumerate(new) if token in ends), len(new))
+    text = tokenizer_of(loaded).decode(new[:length], skip_special_tokens=True)
+    return Generation(
+        text=text, ids=tuple(new[:length]), prompt_ids=tuple(prompt_ids), ended=length < len(new)
+    )
 
 
 class _Stop(StoppingCriteria):

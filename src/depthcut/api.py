@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from depthcut.errors import ArchitectureError, SettingsError, SourceError
+from depthcut.launched import launched
 from depthcut.records import (
     Bench,
     Evaluation,
@@ -49,6 +50,7 @@ from depthcut.version import __version__
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from depthcut.evaluation.candidates import Candidate
     from depthcut.model.loading import LoadedModel
     from depthcut.text.documents import Text
     from depthcut.text.sequences import Sequences
@@ -396,31 +398,38 @@ def evaluate(
     load: LoadSettings | None = None,
     out: Path | None = None,
     overwrite: bool = False,
+    fresh: bool = False,
 ) -> Evaluation:
-    """Judge models on the same tokens, paired with the first, and measure their speed in turn.
+    """Judge models on the same text, prompts and questions, paired with the first.
+
+    What was measured before is taken from the cache: the same call again takes a moment.
 
     Args:
         models: Sources, or names for sources and models in memory; the first is the reference.
-        settings: Which text, prompts, rounds; see `EvaluateSettings`.
+        settings: Which text, prompts and tasks; see `EvaluateSettings`.
         texts: Documents in memory, instead of `settings.text`.
         tokenizer: For models in memory.
         load: Device and dtype of models that are loaded here.
-        out: Where to write the record as JSON.
+        out: Where to write the record as JSON; the items of tasks go beside it.
+        overwrite: Replace what is there.
+        fresh: Measure anew what was measured before.
 
     Raises:
         DepthcutError: One of its kinds, see `depthcut.errors`.
     """
-    from depthcut.evaluation.evaluate import evaluate_models
+    from depthcut.evaluation.evaluate import Reading, evaluate_models
 
     settings, load = settings or EvaluateSettings(), load or LoadSettings()
     named = models if isinstance(models, Mapping) else {str(source): source for source in models}
-    if not named:
-        raise SettingsError("evaluate needs at least one model")
-    text = _text(settings, texts)
-    loaded = {name: _loaded(source, tokenizer, load) for name, source in named.items()}
-    sequences = _sequences(next(iter(loaded.values())), text, settings)
-    record = evaluate_models(loaded, sequences, settings, load)
-    if out is not None:
+    reading = None
+    if settings.tokens:
+        text = _text(settings, texts)
+        reading = Reading(text.digest, lambda loaded: _sequences(loaded, text, settings))
+    candidates = [_candidate(name, each, tokenizer, load) for name, each in named.items()]
+    record = evaluate_models(
+        candidates, reading, settings, load, fresh=fresh, out=out, overwrite=overwrite
+    )
+    if out is not None and launched().rank == 0:
         write_record(record, out, overwrite=overwrite)
     return record
 
@@ -460,7 +469,9 @@ def bench(
     sources = {name: each for name, each in named.items() if isinstance(each, str | Path)}
     with contextlib.ExitStack() as opened:
         engines = {
-            name: opened.enter_context(contextlib.closing(open_model(source, settings, load)))
+            name: opened.enter_context(
+                contextlib.closing(open_model(source, settings, load, len(named)))
+            )
             for name, source in named.items()
         }
         record = bench_models(engines, settings, load, sources=sources)
@@ -626,6 +637,23 @@ def _loaded(
     return from_memory(model, tokenizer)
 
 
+def _candidate(
+    name: str,
+    model: str | Path | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    load: LoadSettings,
+) -> Candidate:
+    """A model to be judged, loaded only when it is asked for, if its files say what it is."""
+    from depthcut.evaluation.candidates import Candidate
+
+    if isinstance(model, str | Path):
+        with contextlib.suppress(ArchitectureError):  # cannot be cut, and yet be measured
+            known = facts(model, load=load)
+            return Candidate(name, known, lambda: _loaded(model, tokenizer, load))
+    here = _loaded(model, tokenizer, load)
+    return Candidate(name, here.facts, lambda: here)
+
+
 def _survey_streamed(
     model: str | Path | PreTrainedModel,
     settings: SurveySettings,
@@ -650,7 +678,6 @@ def _survey_streamed(
 
 def _text(settings: TextSettings, documents: Sequence[str] | None) -> Text:
     """Opened before a model is loaded: a misspelt name costs no wait."""
-    from depthcut.launched import launched
     from depthcut.text.documents import open_text
     from depthcut.text.names import STANDARD_INPUT, named_texts
 

@@ -14,9 +14,10 @@ from tyro.conf import Positional, arg
 
 from depthcut.errors import DepthcutError, SettingsError
 from depthcut.launched import launched
-from depthcut.options import text_registry, with_texts_joined
+from depthcut.options import options_registry, with_texts_joined
 from depthcut.records import Plan
 from depthcut.settings import (
+    BenchSettings,
     EvaluateSettings,
     HealSettings,
     LoadSettings,
@@ -336,25 +337,54 @@ def evaluate(
     models: Annotated[tuple[str, ...], Positional, arg(metavar="MODEL [MODEL ...]")],
     *,
     out: Out,
+    fresh: bool = False,
     settings: EvaluateSettings = EvaluateSettings(),
     load: LoadSettings = LoadSettings(),
     common: Common = COMMON,
 ) -> None:
-    """Judge models on the same tokens, paired with the first; speed in turn; prompts side by side.
+    """Judge models on the same tokens, prompts and benchmark questions, paired with the first.
+
+    What was measured before is kept in the cache; the same command goes on where a killed one
+    stopped.
 
     Args:
         models: One or more models; the first is the reference.
+        fresh: Measure anew what was measured before.
+    """
+    from depthcut import api
+
+    _use_token(common.token)
+    _refuse_existing(out)
+    record = api.evaluate(models, settings, load=load, out=out, fresh=fresh)
+    if not _print_json(record, common):
+        from depthcut.reporting.terminal import evaluation_tables, show
+
+        show(evaluation_tables(record))
+
+
+def bench(
+    models: Annotated[tuple[str, ...], Positional, arg(metavar="MODEL [MODEL ...]")],
+    *,
+    out: Out,
+    settings: BenchSettings = BenchSettings(),
+    load: LoadSettings = LoadSettings(),
+    common: Common = COMMON,
+) -> None:
+    """Measure how fast models are, in turn, beside what they could be; what memory they take.
+
+    Args:
+        models: One or more models, for llama.cpp .gguf files; the first is the reference.
     """
     from depthcut import api
     from depthcut.files import refuse_existing
 
     _use_token(common.token)
     refuse_existing(out)
-    record = api.evaluate(models, settings, load=load, out=out)
+    record = api.bench(models, settings, load=load, out=out)
     if not _print_json(record, common):
-        from depthcut.reporting.terminal import evaluation_tables, show
+        from depthcut.reporting.terminal import bench_table, show
 
-        show(evaluation_tables(record))
+        show(bench_table(record))
 
 
 def generate(
@@ -503,6 +533,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "heal": heal,
     "evaluate": evaluate,
+    "bench": bench,
     "generate": generate,
     "text": text,
     "report": report,
@@ -511,7 +542,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipe": recipe,
 }
 
-IN_PROCESSES = ("survey", "search")
+IN_PROCESSES = ("survey", "search", "evaluate")
 """The commands that several processes can share."""
 
 
@@ -534,7 +565,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             args=with_texts_joined(given),
             console_outputs=first,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-            registry=text_registry(),
+            registry=options_registry(),
         )
     except DepthcutError as error:
         _let_first_speak()

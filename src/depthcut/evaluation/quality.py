@@ -9,24 +9,16 @@ from torch import Tensor, nn
 
 from depthcut.errors import CheckpointError, SettingsError
 from depthcut.evaluation.estimates import bits_per_byte, perplexity, ratio_estimate
+from depthcut.evaluation.judgements import Quality
 from depthcut.model.batching import fitting_batch_size
 from depthcut.model.loading import LoadedModel
 from depthcut.predictions import CHUNK_BYTES, token_divergences, token_losses
 from depthcut.progress import progress
-from depthcut.records import Comparison, Estimate
+from depthcut.records import Comparison
 from depthcut.text.sequences import Batch, Sequences
 
 PROBE = "Naïve façade: 12,345 tokens\n\tdef f(x): return x ** 2  # 你好 🙂"
 """Tokenizers that split this alike, with vocabularies of one size, are taken as the same."""
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How well one model predicts the text."""
-
-    loss: Estimate
-    perplexity: Estimate
-    bits_per_byte: Estimate
 
 
 @dataclass(frozen=True)
@@ -39,28 +31,27 @@ class _Sums:
 
 
 def refuse_unpaired(models: Mapping[str, LoadedModel]) -> None:
-    """Raise SettingsError where models cannot be compared token by token.
-
-    The same tokens must mean the same to all: vocabularies of one size and tokenizers that
-    split a probe alike.
-    """
+    """Raise SettingsError where models cannot be compared token by token, see `why_unpaired`."""
     (first, reference), *others = models.items()
     for name, other in others:
-        sizes = [vocabulary_size(loaded) for loaded in (reference, other)]
-        if sizes[0] != sizes[1]:
+        if reason := why_unpaired(reference, other):
             raise SettingsError(
-                f"{name} has a vocabulary of {sizes[1]}, {first} of {sizes[0]}: they cannot be "
-                "compared token by token; evaluate them in separate commands"
+                f"{name} and {first} have {reason}: they cannot be compared token by token; leave "
+                "the text out with --tokens 0 and compare them on --tasks, or evaluate them in "
+                "separate commands"
             )
-        tokenizers = reference.tokenizer, other.tokenizer
-        if (
-            None not in tokenizers
-            and len({str(_probe(loaded)) for loaded in (reference, other)}) > 1
-        ):
-            raise SettingsError(
-                f"{name} and {first} have different tokenizers: they cannot be compared token by "
-                "token; evaluate them in separate commands"
-            )
+
+
+def why_unpaired(reference: LoadedModel, other: LoadedModel) -> str:
+    """In what two models' tokens differ; empty: the same tokens mean the same to both.
+
+    That is vocabularies of one size, and tokenizers that split a probe alike.
+    """
+    sizes = [vocabulary_size(loaded) for loaded in (other, reference)]
+    if sizes[0] != sizes[1]:
+        return f"vocabularies of {sizes[0]} and {sizes[1]} tokens"
+    no_tokenizer = None in (reference.tokenizer, other.tokenizer)
+    return "" if no_tokenizer or _probe(reference) == _probe(other) else "different tokenizers"
 
 
 def judge(
@@ -89,7 +80,7 @@ def judge(
     for name in models:
         loss = ratio_estimate(sums[name].loss, lengths)
         in_bits = bits_per_byte(sums[name].loss, sizes_bytes)
-        qualities[name] = Quality(loss, perplexity(loss), in_bits)
+        qualities[name] = Quality(loss=loss, perplexity=perplexity(loss), bits_per_byte=in_bits)
     comparisons = tuple(
         Comparison(
             name=name,

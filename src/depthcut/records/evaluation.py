@@ -81,7 +81,8 @@ class Evaluation(Record, frozen=True, kw_only=True):
         return data_frame(_EVALUATION_COLUMNS, self._judgements())
 
     def _repr_html_(self) -> str:
-        caption = f"Evaluation on {self.text.tokens:,} tokens of {self.text.source}"
+        read = f" on {self.text.tokens:,} tokens of {self.text.source}" if self.text else ""
+        caption = f"Evaluation{read}"
         return html_table(caption, _EVALUATION_COLUMNS, self._judgements())
 
     def _judgements(self) -> list[Row]:

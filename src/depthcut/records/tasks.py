@@ -43,7 +43,7 @@ class Score(Record, frozen=True, kw_only=True):
     exact_match/strict-match."""
     value: float
     stderr: float | None
-    """None: lm-eval knows none."""
+    """Over items; None: what it is a mean of is not known."""
 
 
 class Flip(Record, frozen=True, kw_only=True):

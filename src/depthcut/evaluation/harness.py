@@ -1,0 +1,300 @@
+"""lm-eval as a library: its tasks put to a model, with the numbers of its own command line."""
+
+import contextlib
+import copy
+import logging
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import lm_eval.api.model
+import lm_eval.api.task
+import lm_eval.models.huggingface
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from torch import Tensor
+from tqdm import tqdm
+
+from depthcut.errors import SettingsError, SourceError, nearest
+from depthcut.evaluation.answers import Unit, digests
+from depthcut.evaluation.asked import Asked, harness_version, task_folders
+from depthcut.evaluation.task_data import Config, local_files, why_unread
+from depthcut.evaluation.transcripts import answers_in
+from depthcut.model.batching import fitting_batch_size
+from depthcut.model.loading import LoadedModel
+from depthcut.model.ranks import Ranks, all_ranks
+from depthcut.progress import progress
+from depthcut.settings import EvaluateSettings
+
+_CHARACTERS_PER_TOKEN = 2
+"""Fewer than the texts of tasks have, so that what fits is not overrated."""
+
+TaskDict = dict[str, Any]
+"""What lm-eval makes of a name: tasks, and groups of them."""
+
+
+class Harness:
+    """lm-eval, with the tasks that settings speak of."""
+
+    def __init__(self, settings: EvaluateSettings) -> None:
+        self._settings = settings
+        self._tasks: dict[Asked, TaskDict] = {}
+
+    def load(self, asked: Asked) -> TaskDict:
+        """A task or group, with its data.
+
+        Raises:
+            SettingsError: lm-eval knows no such task.
+            SourceError: Its data cannot be had.
+        """
+        if asked not in self._tasks:
+            self._refuse_unknown(asked.name)
+            try:
+                with _quiet(), _in_folder(self._settings.data):
+                    self._tasks[asked] = dict(self._manager.load([asked.name]))
+            except Exception as error:  # whatever data sets raise: there are many kinds
+                config, folder = self._config(asked.name), self._settings.data
+                raise SourceError(why_unread(asked.name, config, folder, error)) from error
+        return self._tasks[asked]
+
+    def answer(self, asked: Asked, loaded: LoadedModel, *, parts: Path) -> Unit:
+        """Put the questions of a task or group to a model.
+
+        Args:
+            asked: Which.
+            loaded: The model, in eval mode.
+            parts: Where answers are kept on the way: those that are there are not asked for again.
+                It is removed at the end.
+
+        Raises:
+            SettingsError: No such task, no chat template, or an engine that is not there.
+            SourceError: The data cannot be had.
+        """
+        started, settings, ranks = time.monotonic(), self._settings, all_ranks()
+        tasks = self.load(asked)
+        _refuse_no_template(loaded, settings)
+        limit = asked.limit if settings.limit is None else settings.limit
+        with _quiet():
+            results = simple_evaluate(
+                model=_answerer(loaded, asked.words, settings, ranks),
+                tasks=_outermost(tasks),
+                task_manager=self._manager,
+                num_fewshot=asked.shots,
+                samples=None if limit is None else _drawn(tasks["tasks"], limit, settings.seed),
+                use_cache=str(parts),
+                bootstrap_iters=0,  # the errors come from the items
+                apply_chat_template=settings.chat_template,
+                confirm_run_unsafe_code=True,  # in the sandbox: see the task files
+            )
+        unit: Unit | None = None
+        if results is not None:
+            files = [
+                file
+                for task in tasks["tasks"].values()
+                for file in local_files(task.config.to_dict(), settings.data)
+            ]
+            unit = Unit(
+                harness=f"lm-eval {harness_version()}",
+                answers=answers_in(cast(Mapping[str, Any], results), tasks, asked),
+                files=digests(sorted(set(files))),
+                seconds=round(time.monotonic() - started, 3),
+            )
+        for path in parts.parent.glob(f"{parts.name}_rank{ranks.rank}*"):
+            path.unlink(missing_ok=True)
+        return cast(Unit, ranks.of_first(unit))
+
+    @property
+    def _manager(self) -> TaskManager:
+        return _indexed(task_folders(self._settings))
+
+    def _refuse_unknown(self, name: str) -> None:
+        known = self._manager.all_tasks
+        if name not in known and not Path(name).is_file():
+            raise SettingsError(
+                f"lm-eval {harness_version()} knows no task {name!r}{nearest(name, known)}; "
+                "`lm_eval ls tasks` prints all names, --include takes a folder of your own"
+            )
+
+    def _config(self, name: str) -> Config:
+        """What the file of a task says, or of the first task of a group."""
+        config: dict[str, Any] = dict(self._manager.task_index[name].cfg or {})
+        members = config.get("task")
+        if isinstance(members, list) and members:
+            first = members[0]
+            inside = dict(first) if isinstance(first, dict) else {"task": first}
+            named = str(inside.get("task", inside.get("group", "")))
+            known = named in self._manager.task_index
+            return {**(self._config(named) if known else {}), **inside}
+        return config
+
+
+@cache
+def _indexed(folders: tuple[Path, ...]) -> TaskManager:
+    """lm-eval's index of all its tasks, and of those in folders; it takes seconds."""
+    with _quiet():
+        return TaskManager(include_path=[str(each) for each in folders])
+
+
+class _Answerer(HFLM):  # type: ignore[misc]
+    """lm-eval's own model of transformers, with depthcut's progress, batches and processes."""
+
+    def __init__(
+        self, loaded: LoadedModel, title: str, settings: EvaluateSettings, ranks: Ranks
+    ) -> None:
+        super().__init__(
+            pretrained=loaded.model,
+            tokenizer=copy.deepcopy(loaded.tokenizer),  # it may get a padding token
+            batch_size=settings.batch_size or 1,
+        )
+        self._device = loaded.device
+        self._rank, self._world_size = ranks.rank, ranks.count
+        self._loaded, self._ranks = loaded, ranks
+        self._title = f"evaluate: {title}"
+        self._chosen, self._advance = settings.batch_size, _say_nothing
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Every answer is kept, and counted."""
+        answerer = self
+
+        class Counting:
+            def add_partial(self, attr: str, req: Any, res: Any) -> None:
+                cache_hook.add_partial(attr, req, res)
+                answerer._advance(1)
+
+        self.cache_hook = Counting()
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        with self._counted(requests):
+            return cast(list[tuple[float, bool]], super().loglikelihood(requests, True))
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[float]:
+        with self._counted(requests):
+            return cast(list[float], super().loglikelihood_rolling(requests, True))
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        with self._counted(requests):
+            return cast(list[str], super().generate_until(requests, True))
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        return torch.stack(self._ranks.everywhere(tensor.cpu())).reshape(-1)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        said = self._ranks.everywhere(obj)
+        return said if self.rank == dst else None
+
+    def barrier(self) -> None:
+        self._ranks.everywhere(None)
+
+    @contextlib.contextmanager
+    def _counted(self, requests: Sequence[Instance]) -> Iterator[None]:
+        self.batch_size_per_gpu = self._chosen or self._fitting(requests)
+        with progress(self._title, len(requests), unit="answers") as advance:
+            self._advance = advance
+            try:
+                yield
+            finally:
+                self._advance = _say_nothing
+
+    def _fitting(self, requests: Sequence[Instance]) -> int:
+        """Requests of the longest kind that fit in memory at once, with their logits thrice."""
+        texts = ("".join(map(str, request.args)) for request in requests)
+        longest = max((len(text) for text in texts), default=1) // _CHARACTERS_PER_TOKEN + 1
+        width = int(self._loaded.model.config.get_text_config().vocab_size)
+        element = next(self._loaded.model.parameters()).element_size()
+        return fitting_batch_size(
+            self._loaded, min(longest, self.max_length), bytes_per_token=3 * width * element
+        )
+
+
+def _answerer(
+    loaded: LoadedModel, title: str, settings: EvaluateSettings, ranks: Ranks
+) -> lm_eval.api.model.LM:
+    if settings.backend == "transformers":
+        return _Answerer(loaded, title, settings, ranks)
+    try:
+        import vllm  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(
+            "--backend vllm needs vLLM and a GPU: pip install vllm, or leave --backend out"
+        ) from error
+    if loaded.folder is None:
+        raise SettingsError("--backend vllm reads a checkpoint folder: save the model first")
+    return get_model("vllm")(
+        pretrained=str(loaded.folder), batch_size=settings.batch_size or "auto"
+    )
+
+
+def _say_nothing(amount: float, note: str = "") -> None:
+    pass
+
+
+def _outermost(tasks: TaskDict) -> list[Any]:
+    """Groups that stand in no other one, and tasks that stand in no group."""
+    groups = tasks.get("groups", {})
+    inside = {each.name for group in groups.values() for each in group.get_all_groups()} | {
+        each.task_name for group in groups.values() for each in group.get_all_tasks()
+    }
+    named = {**groups, **tasks["tasks"]}
+    return [each for name, each in named.items() if name not in inside]
+
+
+def _drawn(tasks: Mapping[str, Any], limit: int, seed: int) -> dict[str, list[int]]:
+    """Numbers of the questions that are put: a fair draw, the same for every model."""
+    found = {}
+    for name, task in tasks.items():
+        generator, every = random.Random(f"{seed} {name}"), len(task.eval_docs)
+        found[name] = sorted(generator.sample(range(every), min(limit, every)))
+    return found
+
+
+def _refuse_no_template(loaded: LoadedModel, settings: EvaluateSettings) -> None:
+    if settings.chat_template and not getattr(loaded.tokenizer, "chat_template", None):
+        raise SettingsError(
+            f"{loaded.facts.source} has no chat template: leave --chat-template out, or put a "
+            "chat_template.jinja into its folder"
+        )
+
+
+def _in_folder(folder: str | None) -> contextlib.AbstractContextManager[None]:
+    """Where relative names of data files begin."""
+    return contextlib.nullcontext() if folder is None else contextlib.chdir(folder)
+
+
+def _no_bar(*args: Any, **options: Any) -> Any:
+    return tqdm(*args, **{**options, "disable": True})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval and datasets without their bars and notices: depthcut shows its own."""
+    import datasets
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
+    levels = [each.level for each in loggers]
+    modules: list[Any] = [lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface]
+    bars = datasets.are_progress_bars_disabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    for module in modules:
+        module.tqdm = _no_bar
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        for module in modules:
+            module.tqdm = tqdm
+        if not bars:
+            datasets.enable_progress_bars()

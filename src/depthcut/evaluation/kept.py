@@ -1,0 +1,48 @@
+"""What was measured before: kept in the cache by a digest of all that it depends on."""
+
+import gzip
+import logging
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from depthcut.errors import OutputError
+from depthcut.files import write_file
+from depthcut.model.sources import cache_folder
+from depthcut.records import Record
+
+_log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Record)
+
+
+def find(key: str, kind: type[R]) -> R | None:
+    """What is kept under a key; None: nothing, or nothing that can be read."""
+    try:
+        return msgspec.json.decode(gzip.decompress(_place(key).read_bytes()), type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, msgspec.DecodeError) as error:
+        _log.debug("measured anew: %s", error)
+        return None
+
+
+def keep(key: str, record: Record) -> None:
+    """Keep a record; a cache that cannot be written is a warning, for the work is done."""
+    content = gzip.compress(msgspec.json.encode(record), compresslevel=5, mtime=0)
+    try:
+        write_file(_place(key), content, overwrite=True)
+    except OutputError as error:
+        _log.warning("not kept for another time: %s", error)
+
+
+def half_done(key: str) -> Path:
+    """Where what is being measured may keep its parts, so that a killed command goes on."""
+    folder = cache_folder() / "evaluations"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{key}.parts"
+
+
+def _place(key: str) -> Path:
+    return cache_folder() / "evaluations" / f"{key}.json.gz"

@@ -1,0 +1,51 @@
+"""Where the data of tasks lies: files in a folder, or data sets of the hub."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Config = Mapping[str, Any]
+"""Of a task, as its YAML file says it."""
+
+
+def local_files(config: Config, folder: str | None) -> list[str]:
+    """The files that a task reads; none where its data is on the hub.
+
+    Args:
+        config: Of the task.
+        folder: What relative names are relative to; None: where the command runs.
+    """
+    named = (config.get("dataset_kwargs") or {}).get("data_files")
+    if named is None or config.get("dataset_path") not in ("json", "csv", "parquet", "text"):
+        return []
+    base = Path(folder or ".")
+    return [str((base / each).resolve()) for each in _flat(named) if "://" not in each]
+
+
+def why_unread(name: str, config: Config, folder: str | None, error: Exception) -> str:
+    """What to do about data that cannot be read."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    hub = (config.get("metadata") or {}).get("hub")
+    missing = [file for file in local_files(config, folder) if not Path(file).is_file()]
+    if missing:
+        where = f", or leave --data out where the hub can be reached (it is {hub})" if hub else ""
+        return f"the data of {name} is not here: {missing[0]} is missing; put it there{where}"
+    if config.get("dataset_path") and not local_files(config, folder):
+        return (
+            f"the data of {name} is {config['dataset_path']} on the hub, which did not answer "
+            f"({reason}); where there is no network, name the folder that holds its files with "
+            "--data, and where depthcut does not know the task a folder of task files with "
+            "--include"
+        )
+    return f"the data of {name} cannot be read: {reason}"
+
+
+def _flat(named: object) -> Iterator[str]:
+    if isinstance(named, str):
+        yield named
+    elif isinstance(named, Mapping):
+        for each in named.values():
+            yield from _flat(each)
+    elif isinstance(named, list | tuple):
+        for each in named:
+            yield from _flat(each)

@@ -1,0 +1,280 @@
+"""What lm-eval says of a run, as answers: the same numbers, item by item."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from depthcut.evaluation import pairing
+from depthcut.evaluation.answers import Answers, Item, Metric
+from depthcut.evaluation.asked import Asked
+from depthcut.records import Task
+
+_QUESTION = 1200
+"""Characters of a question and of an answer that are kept, the last and the first ones."""
+
+_CHIEF = ("acc_norm", "acc", "exact_match", "pass@1", "pass_at_1", "em", "f1", "bits_per_byte")
+"""Metrics that stand for a task, the first that it has."""
+
+_NO_FILTER = "none"
+
+_SAME = 1e-9
+"""Two means of the same numbers, added in another order."""
+
+Results = Mapping[str, Any]
+
+
+def answers_in(results: Results, tasks: Mapping[str, Any], asked: Asked) -> tuple[Answers, ...]:
+    """Groups and tasks of a run, groups before what counts in them.
+
+    Args:
+        results: What `lm_eval.simple_evaluate` returns.
+        tasks: What `TaskManager.load` returns.
+        asked: What of --tasks it was.
+    """
+    group_of = _group_of(results, tasks["groups"])
+    leaves = {
+        name: _task_answers(name, results, task, asked, group_of.get(name, ""))
+        for name, task in tasks["tasks"].items()
+    }
+    found: list[Answers] = []
+    for group in tasks["groups"]:
+        members = [leaves[name] for name in leaves if group_of.get(name) == group]
+        if members:
+            found += [_group_answers(group, results, members, asked), *members]
+    return (*found, *(leaves[name] for name in leaves if name not in group_of))
+
+
+def _group_of(results: Results, groups: Mapping[str, Any]) -> dict[str, str]:
+    """For each task the outermost group that lm-eval counts one number for."""
+    found: dict[str, str] = {}
+    for name, group in groups.items():
+        if any(_is_value(key) for key in results.get("groups", {}).get(name, {})):
+            for task in group.get_all_tasks():
+                found.setdefault(task.task_name, name)
+    return found
+
+
+def _is_value(key: str) -> bool:
+    return "," in key and "_stderr" not in key
+
+
+def _metrics(
+    values: Mapping[str, Any], parts: Sequence[Sequence[Item]], single: bool
+) -> tuple[Metric, ...]:
+    """Values as lm-eval counts them; errors from the items (its bootstrap would take minutes)."""
+    found = []
+    for key, value in values.items():
+        if _is_value(key) and isinstance(value, int | float):
+            metric, _, filtered = key.partition(",")
+            name = _name(metric, filtered, single)
+            stderr = _stderr(name, float(value), parts)
+            found.append(Metric(name=name, value=float(value), stderr=stderr))
+    return tuple(found)
+
+
+def _stderr(name: str, value: float, parts: Sequence[Sequence[Item]]) -> float | None:
+    """Of a mean over items, words or bytes, or of exp(such a mean); None: it is none of these."""
+    items = [item for part in parts for item in part]
+    if len(items) < 2 or not all(name in item.scores for item in items):
+        return None
+    scores = [[item.scores[name] for item in part] for part in parts]
+    weights = [item.weights[name] for item in items if name in item.weights]
+    if weights:
+        flat = [score for part in scores for score in part]
+        mean = pairing.weighted_paired([0.0] * len(flat), flat, weights)
+    else:
+        mean = pairing.pooled_estimate(scores)
+    if math.isclose(mean.value, value, rel_tol=_SAME, abs_tol=_SAME):
+        return mean.stderr
+    for sign in (1, -1):  # the delta method; a perplexity is that of minus the log-likelihood
+        if math.isclose(math.exp(min(sign * mean.value, 700.0)), value, rel_tol=_SAME):
+            return value * mean.stderr
+    return None
+
+
+def _name(metric: str, filtered: str, single: bool) -> str:
+    return metric if single or filtered == _NO_FILTER else f"{metric}/{filtered}"
+
+
+def _filters(values: Mapping[str, Any]) -> set[str]:
+    return {key.partition(",")[2] for key in values if _is_value(key)}
+
+
+def _chief(metrics: Sequence[Metric]) -> str:
+    names = [each.name for each in metrics]
+    for wanted in _CHIEF:
+        for name in names:
+            if name.partition("/")[0] == wanted:
+                return name
+    return names[0] if names else ""
+
+
+def _task_answers(name: str, results: Results, task: Any, asked: Asked, group: str) -> Answers:
+    values, config = results["results"][name], results["configs"][name]
+    single = len(_filters(values)) == 1
+    samples = results["samples"].get(name, [])
+    items = _items(samples, task, single)
+    metrics = _metrics(values, [items], single)
+    chief, output = _chief(metrics), str(config.get("output_type", ""))
+    higher = results["higher_is_better"].get(name, {}).get(chief.partition("/")[0])
+    counted = results["n-samples"][name]
+    return Answers(
+        task=Task(
+            name=name,
+            group=group,
+            asked=asked.words,
+            source=_source(config),
+            version=str(results["versions"].get(name, "")),
+            output=output,
+            shots=int(results["n-shot"].get(name) or 0),
+            items=int(counted["effective"]),
+            items_in_all=int(counted["original"]),
+            metric=chief,
+            higher_is_better=higher is not False,
+            chance=_chance(output, chief, samples, higher is not False),
+        ),
+        metrics=metrics,
+        items=items,
+    )
+
+
+def _source(config: Mapping[str, Any]) -> str:
+    files = (config.get("dataset_kwargs") or {}).get("data_files")
+    if files is not None and config.get("dataset_path") in ("json", "csv", "parquet", "text"):
+        return ", ".join(files.values()) if isinstance(files, dict) else str(files)
+    parts = (config.get("dataset_path"), config.get("dataset_name"))
+    return " ".join(str(each) for each in parts if each)
+
+
+def _chance(output: str, chief: str, samples: Sequence[Any], higher: bool) -> float | None:
+    if output == "multiple_choice" and chief in ("acc", "acc_norm") and samples:
+        return sum(1 / len(each["arguments"]) for each in samples) / len(samples)
+    texts = output in ("generate_until", "loglikelihood")
+    return 0.0 if texts and higher and chief.partition("/")[0] in _CHIEF else None
+
+
+def _group_answers(
+    name: str, results: Results, members: Sequence[Answers], asked: Asked
+) -> Answers:
+    values = results["groups"][name]
+    metrics = _metrics(values, [each.items for each in members], len(_filters(values)) == 1)
+    tasks = [each.task for each in members]
+    items = sum(each.items for each in tasks)
+    chances = [each.chance for each in tasks]
+    known = [each for each in chances if each is not None]
+    pooled = [chance * task.items for chance, task in zip(known, tasks, strict=False)]
+    return Answers(
+        task=Task(
+            name=name,
+            asked=asked.words,
+            version=str(results["versions"].get(name, "")),
+            shots=max(each.shots for each in tasks),
+            items=items,
+            items_in_all=sum(each.items_in_all for each in tasks),
+            metric=_chief(metrics),
+            higher_is_better=all(each.higher_is_better for each in tasks),
+            chance=sum(pooled) / items if len(known) == len(tasks) else None,
+        ),
+        metrics=metrics,
+        items=(),
+    )
+
+
+def _items(samples: Sequence[Mapping[str, Any]], task: Any, single: bool) -> tuple[Item, ...]:
+    by_number: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for sample in samples:
+        by_number[int(sample["doc_id"])].append(sample)
+    return tuple(_item(by_number[number], task, single) for number in sorted(by_number))
+
+
+def _item(samples: Sequence[Mapping[str, Any]], task: Any, single: bool) -> Item:
+    scores: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    for sample in samples:
+        for metric in sample["metrics"]:
+            name, value = _name(metric, sample["filter"], single), sample[metric]
+            if isinstance(value, bool | int | float):
+                scores[name] = float(value)
+            elif _is_weighted(value):
+                loglikelihood, weight = map(float, value)
+                in_bits = math.log(2) if metric == "bits_per_byte" else 1.0
+                scores[name] = -loglikelihood / (weight * in_bits) if weight else 0.0
+                weights[name] = weight
+    first = samples[0]
+    right, answer = _right_and_answer(first, task)
+    return Item(
+        number=int(first["doc_id"]),
+        question=_question(first, task),
+        right=right[:_QUESTION],
+        answer=answer[:_QUESTION],
+        scores=scores,
+        weights=weights,
+    )
+
+
+def _is_weighted(value: object) -> bool:
+    """Log-likelihood and how many words or bytes it is of, as lm-eval's rolling tasks say it."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(isinstance(each, int | float) for each in value)
+    )
+
+
+def _question(sample: Mapping[str, Any], task: Any) -> str:
+    """The end of what the model was shown: what stands behind the examples."""
+    shown = str(sample["arguments"][0][0])
+    delimiter = str(getattr(task.config, "fewshot_delimiter", "") or "")
+    shots = getattr(task.config, "num_fewshot", None) or 0
+    if shots and delimiter and shown.count(delimiter) >= shots:
+        shown = shown.split(delimiter, shots)[-1]
+    return shown.strip()[-_QUESTION:]
+
+
+def _right_and_answer(sample: Mapping[str, Any], task: Any) -> tuple[str, str]:
+    arguments, given = sample["arguments"], sample["filtered_resps"]
+    if task.OUTPUT_TYPE == "multiple_choice":
+        choices = _choices(arguments)
+        likeliest = max(range(len(choices)), key=lambda each: _log_likelihood(given[each]))
+        return _right_choice(sample, task, choices), choices[likeliest]
+    if task.OUTPUT_TYPE == "loglikelihood":
+        right = str(arguments[0][1]).strip()
+        return right, right if given[0][1] else "something else"
+    if task.OUTPUT_TYPE == "generate_until":
+        return str(sample["target"]), str(sample["resps"][0][0]).strip()
+    return "", ""
+
+
+def _log_likelihood(given: Any) -> float:
+    return float(given[0] if isinstance(given, tuple | list) else given)
+
+
+def _choices(arguments: Sequence[Sequence[str]]) -> list[str]:
+    """What the requests of a question differ in: its continuations, or what stands before."""
+    continuations = [str(each[1]).strip() for each in arguments]
+    if len(set(continuations)) > 1 or len(arguments) == 1:
+        return continuations
+    return [_differing(str(each[0]), [str(other[0]) for other in arguments]) for each in arguments]
+
+
+def _differing(text: str, others: Sequence[str]) -> str:
+    """A text without the words that all of them begin with."""
+    words = [each.split() for each in others]
+    common = 0
+    while all(len(each) > common for each in words) and all(
+        one[common] == other[common] for one, other in pairwise(words)
+    ):
+        common += 1
+    return " ".join(text.split()[common:])
+
+
+def _right_choice(sample: Mapping[str, Any], task: Any, choices: Sequence[str]) -> str:
+    target = sample["target"]
+    contexts = {str(each[0]) for each in sample["arguments"]}
+    if len(contexts) > 1:  # the choices stand before one and the same ending
+        target = task.doc_to_text(sample["doc"])
+    if isinstance(target, int) and 0 <= target < len(choices):
+        return choices[target]
+    return str(target).strip()

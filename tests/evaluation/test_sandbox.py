@@ -1,7 +1,7 @@
 import os
 import socket
+import struct
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -89,9 +89,7 @@ for place in range(3, 64):
         pass
 time.sleep(60)
 """
-    started = time.monotonic()
     assert run_python(code, seconds=1).reason == "ran for longer than 1 seconds"
-    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize(
@@ -106,11 +104,9 @@ time.sleep(60)
     ],
 )
 def test_endless_programs_are_stopped(code: str) -> None:
-    started = time.monotonic()
     outcome = run_python(code, seconds=0.5)
     assert not outcome.passed
     assert outcome.reason == "ran for longer than 0.5 seconds"
-    assert time.monotonic() - started < 20
 
 
 def test_a_program_that_eats_memory_is_stopped() -> None:
@@ -153,6 +149,7 @@ def test_no_signal_reaches_another_process() -> None:
 
 
 def test_nothing_is_written_anywhere(tmp_path: Path) -> None:
+    tmp_path.mkdir(exist_ok=True)
     existing = tmp_path / "existing.txt"
     existing.write_text("as it was")
     new = Path.home() / ".depthcut-sandbox-test"
@@ -192,6 +189,69 @@ def test_nothing_of_the_user_is_read(tmp_path: Path) -> None:
         f"open({__file__!r}).read()",
     ):
         assert run_python(code).reason.startswith("PermissionError"), code
+
+
+def test_a_kernel_without_landlock_stops_all_but_reading(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = Path(sandboxed.__file__).read_text()
+    assert "if ruleset < 0:" in source
+    without = tmp_path / "sandboxed.py"
+    without.write_text(source.replace("if ruleset < 0:", "if True:"))
+    monkeypatch.setattr(sandbox, "_CHILD", without)
+    assert run_python("open('/proc/self/status').read()").passed
+    test_nothing_is_written_anywhere(tmp_path / "other")
+    test_no_socket_is_opened()
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_filter_lets_pass_what_computing_needs_and_nothing_else(machine: str) -> None:
+    table = sandboxed._ALLOWED
+    column, architecture = sandboxed._MACHINES[machine]
+    allowed = {numbers[column] for numbers in table.values()}
+    special = {"open": 2, "openat": 257, "ioctl": 16, "fcntl": 72}
+    if machine == "aarch64":
+        special = {"openat": 56, "ioctl": 29, "fcntl": 25}
+
+    def says(number: int, *arguments: int, under: int = architecture) -> int:
+        return run_filter(sandboxed.filter_program(machine), number, under, arguments)
+
+    allow, refuse = 0x7FFF0000, 0x00050001
+    for number in range(600):
+        if number not in special.values():
+            assert says(number) == (allow if number in allowed else refuse), number
+            assert says(number | 0x40000000) == refuse
+    assert says(0, under=0x40000003) == 0x80000000  # i386: the process is ended
+    for name, at in (("open", 1), ("openat", 2)):
+        if name in special:
+            before = (0,) * at
+            for flags, answer in (
+                (os.O_RDONLY | os.O_CLOEXEC, allow),
+                (os.O_WRONLY, refuse),
+                (os.O_RDWR, refuse),
+                (os.O_RDONLY | os.O_CREAT, refuse),
+                (os.O_RDONLY | os.O_TRUNC, refuse),
+            ):
+                assert says(special[name], *before, flags) == answer
+    assert says(special["fcntl"], 0, 1030) == says(special["ioctl"], 0, 0x5401) == allow
+    assert says(special["fcntl"], 0, 8) == says(special["ioctl"], 0, 0x5412) == refuse
+
+
+def run_filter(program: bytes, number: int, architecture: int, arguments: tuple[int, ...]) -> int:
+    """What a filter answers, by the rules of classic BPF that it uses."""
+    data = struct.pack("=IIQ6Q", number, architecture, 0, *arguments, *(0,) * (6 - len(arguments)))
+    lines = list(struct.iter_unpack("HBBI", program))
+    at, value = 0, 0
+    while True:
+        code, then, otherwise, constant = lines[at]
+        if code == 0x06:
+            return int(constant)
+        if code == 0x20:
+            (value,) = struct.unpack_from("=I", data, constant)
+        else:
+            holds = value == constant if code == 0x15 else bool(value & constant)
+            at += then if holds else otherwise
+        at += 1
 
 
 def landlock() -> bool:

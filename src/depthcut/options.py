@@ -1,4 +1,4 @@
-"""How the command line takes texts: --text a.txt:2 --text b.txt, or --text a.txt:2 b.txt."""
+"""How the command line takes several values: --text a.txt:2 b.txt, --batch-sizes 1,8,32."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +10,11 @@ from depthcut.settings import Texts
 TEXT_OPTIONS = ("--text", "--eval-text", "--judge", "--prompts")
 
 
-def text_registry() -> ConstructorRegistry:
-    """A tyro registry (a context) in which an option of type Texts takes one name or several."""
+def options_registry() -> ConstructorRegistry:
+    """A tyro registry (a context) of what options of these types take.
+
+    Texts take one name or several; several numbers stand between spaces or commas.
+    """
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
@@ -24,6 +27,18 @@ def text_registry() -> ConstructorRegistry:
             instance_from_str=_texts,
             is_instance=lambda value: value is None or isinstance(value, str | tuple),
             str_from_instance=_as_arguments,
+        )
+
+    @registry.primitive_rule
+    def numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if info.type != tuple[int, ...]:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="INT,…",
+            instance_from_str=_numbers,
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=lambda value: [",".join(map(str, value))],
         )
 
     return registry
@@ -65,6 +80,14 @@ def _texts(arguments: list[str]) -> Texts:
     if not arguments:
         raise ValueError("expected the name of a text, or several")
     return arguments[0] if len(arguments) == 1 else tuple(arguments)
+
+
+def _numbers(arguments: list[str]) -> tuple[int, ...]:
+    parts = [part for argument in arguments for part in argument.split(",") if part.strip()]
+    try:
+        return tuple(map(int, parts))
+    except ValueError:
+        raise ValueError(f"{' '.join(arguments)}: expected whole numbers such as 1,8,32") from None
 
 
 def _as_arguments(value: Texts | None) -> list[str]:

@@ -15,7 +15,8 @@ from transformers.utils.generic import ModelOutput
 
 from depthcut.benching.engine import Prompts, Run
 from depthcut.benching.work import Weight, Work, work_of
-from depthcut.model.loading import LoadedModel, from_memory, in_eval_mode, load
+from depthcut.model.loading import LoadedModel, from_memory, in_eval_mode
+from depthcut.model.loading import load as load_model
 from depthcut.model.positions import learned_positions
 from depthcut.records import ModelFacts
 from depthcut.settings import BenchSettings, LoadSettings
@@ -25,7 +26,10 @@ _VISITED = ("num_experts_per_tok", "moe_top_k", "moe_k", "top_k_experts")
 
 
 def open_model(
-    source: str | Path | PreTrainedModel, settings: BenchSettings, loading: LoadSettings
+    source: str | Path | PreTrainedModel,
+    settings: BenchSettings,
+    load: LoadSettings,
+    among: int = 1,
 ) -> "InTransformers":
     """A model loaded by transformers, or taken from memory as it is.
 
@@ -34,7 +38,7 @@ def open_model(
     """
     if isinstance(source, PreTrainedModel):
         return InTransformers(from_memory(source, None), settings.threads)
-    return InTransformers(load(source, loading), settings.threads)
+    return InTransformers(load_model(source, load), settings.threads)
 
 
 class InTransformers:

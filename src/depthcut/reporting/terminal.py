@@ -18,6 +18,7 @@ from depthcut.records import (
     Scores,
     Search,
     SliceRecord,
+    Spread,
     Survey,
     Sweep,
     Verification,
@@ -342,41 +343,48 @@ def bench_table(bench: Bench) -> RenderableType:
 
     A ratio stands beside what it would be if time went by the bytes or the multiply-adds.
     """
-    asked = bench.settings
-    sizes = len(asked.batch_sizes) > 1
+    asked, rows = bench.settings, [(each, one) for each in bench.models for one in each.timings]
+    where = bench.cpu if bench.device == "cpu" else bench.device
+    threads = "" if bench.threads is None else f", {_count(bench.threads, 'thread')}"
     head = (
-        f"{asked.engine} on {bench.cpu if bench.device == 'cpu' else bench.device}"
-        f"{'' if bench.threads is None else f', {bench.threads} threads'}: "
-        f"{asked.prompt_tokens:,} tokens read, {asked.new_tokens:,} written, median and middle "
-        f"half of {asked.rounds} rounds in turn"
+        f"{asked.engine} on {where}{threads}: {asked.prompt_tokens:,} tokens read, "
+        f"{asked.new_tokens:,} written; median and middle half of {_count(asked.rounds, 'round')}"
     )
-    table = Table(
-        "model", *(["batch"] if sizes else []), "first token", "prefill tok/s", "×", "ideal",
-        "decode tok/s", "×", "ideal",
-        *(["new tok/s in all"] if sizes else []), "weights", "cache", "peak memory",
-    )  # fmt: skip
-    for each in bench.models:
-        for timing in each.timings:
-            won = bench.ratio(each.name, timing.batch_size)
-            read, wrote = (ratio(won.first_token), ratio(won.decode)) if won else (None, None)
-            table.add_row(
-                escape(each.name),
-                *([str(timing.batch_size)] if sizes else []),
-                seconds(timing.first_token.median),
-                " ".join(speed(timing.prefill)),
-                read.text if read else "–",
-                f"{won.ideal_prefill:.2f}×" if won else "–",
-                " ".join(speed(timing.decode)),
-                wrote.text if wrote else "–",
-                f"{won.ideal_decode:.2f}×" if won else "–",
-                *([speed(timing.throughput)[0]] if sizes else []),
-                size(each.weight_bytes),
-                "–" if timing.cache_bytes is None else size(timing.cache_bytes),
-                "–" if each.peak_memory_bytes is None else size(each.peak_memory_bytes),
-            )
-    parts: list[RenderableType] = [escape(head), table]
-    parts += [escape(line) for line in _energy_lines(bench)]
-    return Group(*parts)
+    sizes, against = len(asked.batch_sizes) > 1, ["×", "ideal"] if bench.ratios else []
+    batch, in_all = (["batch"], ["all tok/s"]) if sizes else ([], [])
+    times = Table(
+        "model", *batch, "first token", "prefill tok/s", *against, "decode tok/s", *against, *in_all
+    )
+    memory = Table("model", *batch, "weights", "cache", "peak memory")
+    for each, timing in rows:
+        won = bench.ratio(each.name, timing.batch_size)
+        nothing = ("–", "–") if bench.ratios else ()
+        named = [escape(each.name), *([str(timing.batch_size)] if sizes else [])]
+        times.add_row(
+            *named,
+            seconds(timing.first_token.median),
+            " ".join(speed(timing.prefill)),
+            *(_beside_ideal(won.first_token, won.ideal_prefill) if won else nothing),
+            " ".join(speed(timing.decode)),
+            *(_beside_ideal(won.decode, won.ideal_decode) if won else nothing),
+            *([speed(timing.throughput)[0]] if sizes else []),
+        )
+        memory.add_row(
+            *named,
+            size(each.weight_bytes),
+            "–" if timing.cache_bytes is None else size(timing.cache_bytes),
+            "–" if each.peak_memory_bytes is None else size(each.peak_memory_bytes),
+        )
+    return Group(escape(head), times, memory, *map(escape, _energy_lines(bench)))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _beside_ideal(measured: Spread, ideal: float) -> tuple[str, str]:
+    found = ratio(measured)
+    return found.text if found else "–", f"{ideal:.2f}×"
 
 
 def _energy_lines(bench: Bench) -> list[str]:

@@ -73,7 +73,8 @@ def tasks_tex(evaluation: Evaluation, results: TaskResults) -> str:
         "% Needs \\usepackage{booktabs}. Errors: one standard error. Dagger: the difference to the",
         f"% first model, paired over the same questions, is not significant at {LEVEL:.0%}; double",
         "% dagger: its error is unknown.",
-        *(f"% {task.name}: {task.metric}, {task.shots}-shot, {results.harness}" for task in tasks),
+        *(_comment(f"{task.name}: {task.metric}, {task.shots}-shot") for task in tasks),
+        _comment(f"By {results.harness}."),
         rf"\begin{{tabular}}{{l{'r' * count}}}",
         r"\toprule",
         " & ".join(("Model", *heads, *([_tex("Average (%)")] if averaged else []))) + r" \\",
@@ -154,7 +155,13 @@ def _tex_number(shown: str, kind: Kind | None) -> str:
     return f"${value}{_TEX_MARKS.get(kind, '')}${small}"
 
 
+def _comment(text: str) -> str:
+    return f"% {' '.join(text.split())}"
+
+
 def _tex(text: str) -> str:
     named: dict[str, str] = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
                              "^": r"\textasciicircum{}"}  # fmt: skip
-    return re.sub(r"[\\~^&%$#_{}]", lambda found: named.get(found[0], rf"\{found[0]}"), text)
+    return re.sub(
+        r"[\\~^&%$#_{}]", lambda found: named.get(found[0], rf"\{found[0]}"), " ".join(text.split())
+    )

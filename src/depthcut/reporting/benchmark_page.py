@@ -28,7 +28,6 @@ class Section:
     groups: list[tuple[str, list[Line]]]
     flips: list[FlippedTask]
     chances: str
-    files: tuple[str, ...]
 
 
 def benchmark_section(evaluation: Evaluation, results: TaskResults) -> Section:
@@ -44,7 +43,6 @@ def benchmark_section(evaluation: Evaluation, results: TaskResults) -> Section:
         ],
         flips=flipped_tasks(results, models),
         chances=chances(results),
-        files=tuple(benchmark_files(evaluation)),
     )
 
 

@@ -13,6 +13,7 @@ from depthcut.frames import Row
 from depthcut.reporting.theme import Spec
 
 VEGA_LITE = "6.4"
+_CLIPS = re.compile(r"\b(?:clip|gradient_)\d+\b")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Figure:
         text: str = vl_convert.vegalite_to_svg(
             json.dumps(self.spec), vl_version=VEGA_LITE, allowed_base_urls=[]
         )
-        return text
+        # Numbered by the process; named by the figure they are the same every time.
+        numbers = {name: place for place, name in enumerate(dict.fromkeys(_CLIPS.findall(text)))}
+        return _CLIPS.sub(lambda found: f"{self.name}-clip-{numbers[found[0]]}", text)
 
     def csv(self) -> str:
         """The numbers, unrounded."""

@@ -65,15 +65,21 @@ def write_report(folder: Path, *, overwrite: bool = True) -> Path:
         figure.name: (figure, write_figure(figure, folder / "plots", overwrite=overwrite))
         for figure in _figures(results)
     }
-    for name, content in benchmark_files(results.evaluation).items():
+    files = benchmark_files(results.evaluation)
+    for name, content in files.items():
         write_file(folder / name, content.encode(), overwrite=overwrite)
     page = folder / "report.html"
-    write_file(page, render(results, figures).encode(), overwrite=overwrite)
+    write_file(page, render(results, figures, tuple(files)).encode(), overwrite=overwrite)
     return page
 
 
-def render(results: Results, figures: dict[str, tuple[Figure, str]]) -> str:
-    """The page's HTML; `figures` by name, each with its SVG. All text is escaped."""
+def render(
+    results: Results, figures: dict[str, tuple[Figure, str]], files: tuple[str, ...] = ()
+) -> str:
+    """The page's HTML; `figures` by name, each with its SVG. All text is escaped.
+
+    `files` lie beside the page and hold its benchmarks.
+    """
     from markupsafe import Markup
 
     script = "".join(
@@ -112,6 +118,7 @@ def render(results: Results, figures: dict[str, tuple[Figure, str]]) -> str:
             benchmarks=benchmark_section(evaluation, evaluation.tasks)
             if evaluation and evaluation.tasks
             else None,
+            files=files,
             frontier=_frontier(results),
             loading=snippets.loading(results),
             mergekit=snippets.mergekit(results),

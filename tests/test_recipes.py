@@ -150,3 +150,14 @@ def test_quick_takes_a_survey_s_word_and_best_searches_on_more() -> None:
     assert quick.plan.criterion in quick.survey.criteria
     assert best is not None
     assert best.tokens > SearchSettings().tokens
+
+
+def test_speed_is_measured_unless_a_recipe_says_null(tmp_path: Path) -> None:
+    assert read_recipe(saved(tmp_path, "model: m")).bench == BenchSettings()
+    assert read_recipe(saved(tmp_path, "bench: null")).bench is None
+    found = read_recipe(saved(tmp_path, "bench: {batch_sizes: [1, 8]}")).bench
+    assert found == BenchSettings(batch_sizes=(1, 8))
+    quick, usual = demo_recipe(quick=True).bench, demo_recipe().bench
+    assert quick is not None
+    assert usual is not None
+    assert quick.rounds < usual.rounds

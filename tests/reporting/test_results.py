@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from depthcut.errors import RecordError
 from depthcut.records import write_record
 from depthcut.reporting.headline import headline_lines
 from depthcut.reporting.results import read_results
-from tests.reporting.run_for_tests import make_evaluation, make_facts, make_run
+from tests.reporting.run_for_tests import make_bench, make_evaluation, make_facts, make_run
 
 
 def test_an_empty_folder_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
@@ -94,3 +95,30 @@ def test_every_record_alone_has_a_headline(tmp_path: Path, kept: str) -> None:
     run = make_run(layers=4)
     alone = run._replace(**{name: None for name in run._fields if name != kept})
     assert headline_lines(read_results(alone.write(tmp_path)))
+
+
+def test_a_speed_is_that_of_the_run_s_last_model_whatever_its_name(tmp_path: Path) -> None:
+    run = make_run(layers=6)
+    assert run.slice
+    assert run.heal
+    models = [("A", make_facts(6)), ("/some/B", run.heal.result), ("C", run.slice.result)]
+    results = read_results(run._replace(bench=make_bench(models)).write(tmp_path))
+    assert results.bench
+    assert [each.name for each in results.bench.models] == ["A", "B", "C"]
+    assert results.speed_ratio == results.bench.ratio("B")
+    assert any("Decode speed" in line for line in headline_lines(results))
+
+
+def test_speeds_alone_are_a_result(tmp_path: Path) -> None:
+    write_record(make_bench([("only", make_facts(4))]), tmp_path / "bench.json")
+    results = read_results(tmp_path)
+    assert results.speed_ratio is None
+    assert headline_lines(results)[0] == "smollm2: timed alone"
+
+
+def test_speeds_of_no_model_are_refused(tmp_path: Path) -> None:
+    bench = make_bench([("only", make_facts(4))])
+    empty = msgspec.structs.replace(bench, models=())
+    write_record(empty, tmp_path / "bench.json")
+    with pytest.raises(RecordError, match="times no model"):
+        read_results(tmp_path)

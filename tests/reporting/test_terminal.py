@@ -1,10 +1,10 @@
 import msgspec
 import pytest
 
-from depthcut.records import OwnText
+from depthcut.records import Energy, OwnText
 from depthcut.reporting import terminal
 from depthcut.settings import LoadSettings, OwnTextSettings
-from tests.reporting.run_for_tests import ORIGIN, make_facts, make_run
+from tests.reporting.run_for_tests import ORIGIN, make_bench, make_facts, make_run, make_spread
 
 TEXT, MODEL = "chat.jsonl[question,answer] (60%) and [a].txt (40%)", "folder[1]/model"
 
@@ -45,3 +45,30 @@ def test_what_a_model_wrote_is_one_line(cut: int, says: str) -> None:
     assert line.startswith("own.jsonl: 10 texts of smollm2")
     assert says in line
     assert "\n" not in line
+
+
+def test_speeds_are_shown_beside_the_ideal(capsys: pytest.CaptureFixture[str]) -> None:
+    models = [("original", make_facts(30)), ("pruned", make_facts(24, source="pruned"))]
+    terminal.show(terminal.bench_table(make_bench(models)))
+    shown = capsys.readouterr().out
+    assert "transformers on A processor at 2.50GHz, 2 threads: 512 tokens read" in shown
+    row = next(line for line in shown.splitlines() if "pruned" in line)
+    assert "1.25×" in row  # measured
+    assert "1.28×" in row  # the ideal of a prefill
+    assert "1.19×" in row  # the ideal of decoding
+    assert "batch" not in shown
+
+
+def test_a_model_alone_is_shown_without_ratios_and_batches_in_rows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bench = make_bench([("original", make_facts(30))], batch_sizes=(1, 8))
+    joules = Energy(meter="CPU (RAPL)", joules_per_token=make_spread(0.5))
+    timings = tuple(msgspec.structs.replace(t, energy=(joules,)) for t in bench.models[0].timings)
+    model = msgspec.structs.replace(bench.models[0], timings=timings, peak_memory_bytes=None)
+    terminal.show(terminal.bench_table(msgspec.structs.replace(bench, models=(model,))))
+    shown = capsys.readouterr().out
+    assert "ideal" not in shown
+    assert "all tok/s" in shown
+    assert shown.count("original") == 2 + 2 + 2
+    assert "original, batch 8: 0.500 0.495–0.505 joules a new token, by CPU (RAPL)" in shown

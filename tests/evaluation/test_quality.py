@@ -76,7 +76,7 @@ def test_padding_and_batch_size_do_not_count(tmp_path: Path) -> None:
 
 def test_other_vocabularies_cannot_be_paired(tmp_path: Path) -> None:
     small = from_memory(build_tiny("llama", vocab_size=260), None, name="small")
-    with pytest.raises(SettingsError, match="vocabulary of 260"):
+    with pytest.raises(SettingsError, match="vocabularies of 260 and 264"):
         judge({"a": tiny(tmp_path), "b": small}, sequences_of(LENGTHS), batch_size=1)
 
 

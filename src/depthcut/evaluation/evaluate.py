@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import msgspec
 
 from depthcut.errors import SettingsError
-from depthcut.evaluation.answers import Unit
-from depthcut.evaluation.asked import Asked, answers_key, asked_tasks
+from depthcut.evaluation.benchmarks.answers import Unit
+from depthcut.evaluation.benchmarks.asked import Asked, answers_key, asked_tasks
+from depthcut.evaluation.benchmarks.results import task_results
+from depthcut.evaluation.benchmarks.samples import samples_file, write_samples
 from depthcut.evaluation.candidates import Candidate
 from depthcut.evaluation.inputs import evaluation_inputs, text_key, writing_key
 from depthcut.evaluation.judgements import Judgement, Writing
 from depthcut.evaluation.kept import find, half_done, keep
 from depthcut.evaluation.prompts import read_prompts
-from depthcut.evaluation.results import task_results
-from depthcut.evaluation.samples import samples_file, write_samples
 from depthcut.launched import launched
 from depthcut.records import (
     Comparison,
@@ -35,7 +35,7 @@ from depthcut.records import (
 from depthcut.settings import EvaluateSettings, LoadSettings
 
 if TYPE_CHECKING:
-    from depthcut.evaluation.harness import Harness
+    from depthcut.evaluation.benchmarks.harness import Harness
     from depthcut.model.loading import LoadedModel
     from depthcut.text.sequences import Sequences
 
@@ -166,7 +166,7 @@ class _Answered:
         return answers_key(asked, candidate.facts.digest, self._settings, self._load)
 
     def _opened(self) -> "Harness":
-        from depthcut.evaluation.harness import Harness
+        from depthcut.evaluation.benchmarks.harness import Harness
 
         if self._harness is None:
             self._harness = Harness(self._settings)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from depthcut.evaluation.asked import definitions_digest
+from depthcut.evaluation.benchmarks.asked import definitions_digest
 from depthcut.evaluation.prompts import read_prompts
 from depthcut.records import inputs_digest
 from depthcut.settings import EvaluateSettings, LoadSettings

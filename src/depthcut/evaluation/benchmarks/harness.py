@@ -23,10 +23,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from depthcut.errors import SettingsError, SourceError, nearest
-from depthcut.evaluation.answers import Unit, digests
-from depthcut.evaluation.asked import Asked, harness_version, task_folders
-from depthcut.evaluation.task_data import Config, local_files, why_unread
-from depthcut.evaluation.transcripts import answers_in
+from depthcut.evaluation.benchmarks.answers import Unit, digests
+from depthcut.evaluation.benchmarks.asked import Asked, harness_version, task_folders
+from depthcut.evaluation.benchmarks.data import Config, local_files, why_unread
+from depthcut.evaluation.benchmarks.transcripts import answers_in
 from depthcut.model.batching import fitting_batch_size
 from depthcut.model.loading import LoadedModel
 from depthcut.model.ranks import Ranks, all_ranks
@@ -55,13 +55,17 @@ class Harness:
             SourceError: Its data cannot be had.
         """
         if asked not in self._tasks:
-            self._refuse_unknown(asked.name)
+            manager, folder = self._manager(asked.name), self._settings.data
             try:
-                with _quiet(), _in_folder(self._settings.data):
-                    self._tasks[asked] = dict(self._manager.load([asked.name]))
+                with _quiet(), _in_folder(folder):
+                    tasks = dict(manager.load([asked.name]))
             except Exception as error:  # whatever data sets raise: there are many kinds
-                config, folder = self._config(asked.name), self._settings.data
+                config = _config(asked.name, manager)
                 raise SourceError(why_unread(asked.name, config, folder, error)) from error
+            for name, task in tasks["tasks"].items():
+                _refuse_unconfined(name, task)
+                _refuse_leaking(name, task, asked)
+            self._tasks[asked] = tasks
         return self._tasks[asked]
 
     def answer(self, asked: Asked, loaded: LoadedModel, *, parts: Path) -> Unit:
@@ -78,14 +82,14 @@ class Harness:
             SourceError: The data cannot be had.
         """
         started, settings, ranks = time.monotonic(), self._settings, all_ranks()
-        tasks = self.load(asked)
+        tasks, manager = self.load(asked), self._manager(asked.name)
         _refuse_no_template(loaded, settings)
         limit = asked.limit if settings.limit is None else settings.limit
         with _quiet():
             results = simple_evaluate(
                 model=_answerer(loaded, asked.words, settings, ranks),
                 tasks=_outermost(tasks),
-                task_manager=self._manager,
+                task_manager=manager,
                 num_fewshot=asked.shots,
                 samples=None if limit is None else _drawn(tasks["tasks"], limit, settings.seed),
                 use_cache=str(parts),
@@ -110,36 +114,63 @@ class Harness:
             path.unlink(missing_ok=True)
         return cast(Unit, ranks.of_first(unit))
 
-    @property
-    def _manager(self) -> TaskManager:
-        return _indexed(task_folders(self._settings))
-
-    def _refuse_unknown(self, name: str) -> None:
-        known = self._manager.all_tasks
-        if name not in known and not Path(name).is_file():
+    def _manager(self, name: str) -> TaskManager:
+        """The index that knows a task: that of depthcut's own and the user's folders, or all."""
+        folders = task_folders(self._settings)
+        own = _indexed(folders, everything=False)
+        if name in own.all_tasks:
+            return own
+        every = _indexed(folders, everything=True)
+        if name not in every.all_tasks and not Path(name).is_file():
             raise SettingsError(
-                f"lm-eval {harness_version()} knows no task {name!r}{nearest(name, known)}; "
-                "`lm_eval ls tasks` prints all names, --include takes a folder of your own"
+                f"lm-eval {harness_version()} knows no task {name!r}"
+                f"{nearest(name, every.all_tasks)}; `lm_eval ls tasks` prints all names, --include "
+                "takes a folder of your own"
             )
-
-    def _config(self, name: str) -> Config:
-        """What the file of a task says, or of the first task of a group."""
-        config: dict[str, Any] = dict(self._manager.task_index[name].cfg or {})
-        members = config.get("task")
-        if isinstance(members, list) and members:
-            first = members[0]
-            inside = dict(first) if isinstance(first, dict) else {"task": first}
-            named = str(inside.get("task", inside.get("group", "")))
-            known = named in self._manager.task_index
-            return {**(self._config(named) if known else {}), **inside}
-        return config
+        return every
 
 
 @cache
-def _indexed(folders: tuple[Path, ...]) -> TaskManager:
-    """lm-eval's index of all its tasks, and of those in folders; it takes seconds."""
+def _indexed(folders: tuple[Path, ...], *, everything: bool) -> TaskManager:
+    """lm-eval's index of the tasks in folders, or of these and all its own: that takes seconds."""
     with _quiet():
-        return TaskManager(include_path=[str(each) for each in folders])
+        paths = [str(each) for each in folders]
+        return TaskManager(include_path=paths, include_defaults=everything)
+
+
+def _config(name: str, manager: TaskManager) -> Config:
+    """What the file of a task says, or of the first task of a group or tag."""
+    entry = manager.task_index.get(name)
+    if entry is None:
+        return {}
+    config: dict[str, Any] = dict(entry.cfg or {})
+    members = config.get("task") if isinstance(config.get("task"), list) else sorted(entry.tags)
+    if not members or (entry.cfg and "output_type" in config):
+        return config
+    first = members[0] if isinstance(members[0], dict) else {"task": members[0]}
+    return {**_config(str(first.get("task", first.get("group", ""))), manager), **first}
+
+
+def _refuse_unconfined(name: str, task: Any) -> None:
+    metadata = task.config.metadata or {}
+    if task.config.unsafe_code and not metadata.get("sandboxed"):
+        raise SettingsError(
+            f"{name} runs what the model wrote with nothing around it: take humaneval or mbpp, "
+            "which run in a sandbox"
+        )
+
+
+def _refuse_leaking(name: str, task: Any, asked: Asked) -> None:
+    """Refuse examples that would be drawn from the questions."""
+    config = task.config
+    shots = config.num_fewshot if asked.shots is None else asked.shots
+    others = (config.training_split, config.validation_split, config.fewshot_split)
+    own = getattr(config.fewshot_config, "samples", None)
+    if shots and not any(others) and not own:
+        raise SettingsError(
+            f"{name} has no examples of its own here, and would show its questions as examples: "
+            f"ask for {name}:0"
+        )
 
 
 class _Answerer(HFLM):  # type: ignore[misc]

@@ -18,7 +18,7 @@ import evaluate
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from depthcut.evaluation import task_files
+from depthcut.evaluation.benchmarks import task_files
 
 HERE = Path(task_files.__file__).parent
 HUB = HERE.with_name("hub_task_files")

@@ -7,7 +7,7 @@ from itertools import chain
 
 from depthcut.errors import SettingsError
 from depthcut.evaluation import pairing
-from depthcut.evaluation.answers import Answers, Item, Unit
+from depthcut.evaluation.benchmarks.answers import Answers, Item, Unit
 from depthcut.records import Average, Difference, Estimate, Flip, Score, Task, TaskResults
 
 _EXAMPLES = 4
@@ -139,14 +139,15 @@ def _difference(model: str, before: _Judged, after: _Judged) -> Difference | Non
 def _paired(before: _Judged, after: _Judged) -> Estimate | None:
     if before.scores is None or after.scores is None or before.value is None:
         return None
-    if sum(map(len, before.scores)) < 2:
+    sizes = [len(part) for part in before.scores]
+    if sum(sizes) < 2 or max(sizes) < 2:
         return None
     if before.weights:
         old, new = ([*chain.from_iterable(scores)] for scores in (before.scores, after.scores))
         return pairing.weighted_paired(old, new, before.weights)
     if before.by_items:
         return pairing.pooled_paired(before.scores, after.scores)
-    if before.task.source == "":  # a group that gives each of its tasks the same weight
+    if len(before.members) > 1 and min(sizes) > 1:  # each of its tasks has the same weight
         pairs = zip(before.scores, after.scores, strict=True)
         return pairing.average([pairing.paired(*pair) for pair in pairs])
     return None

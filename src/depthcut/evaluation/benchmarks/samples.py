@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from depthcut.evaluation.answers import Item, Unit
+from depthcut.evaluation.benchmarks.answers import Item, Unit
 from depthcut.files import write_file
 
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from depthcut.evaluation import pairing
-from depthcut.evaluation.answers import Answers, Item, Metric
-from depthcut.evaluation.asked import Asked
+from depthcut.evaluation.benchmarks.answers import Answers, Item, Metric
+from depthcut.evaluation.benchmarks.asked import Asked
 from depthcut.records import Task
 
 _QUESTION = 1200
@@ -77,7 +77,7 @@ def _metrics(
 def _stderr(name: str, value: float, parts: Sequence[Sequence[Item]]) -> float | None:
     """Of a mean over items, words or bytes, or of exp(such a mean); None: it is none of these."""
     items = [item for part in parts for item in part]
-    if len(items) < 2 or not all(name in item.scores for item in items):
+    if max(map(len, parts)) < 2 or not all(name in item.scores for item in items):
         return None
     scores = [[item.scores[name] for item in part] for part in parts]
     weights = [item.weights[name] for item in items if name in item.weights]

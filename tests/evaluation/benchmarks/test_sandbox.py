@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from depthcut.errors import SettingsError
-from depthcut.evaluation import sandbox, sandboxed
-from depthcut.evaluation.sandbox import Outcome, require_sandbox, run_python
+from depthcut.evaluation.benchmarks import sandbox, sandboxed
+from depthcut.evaluation.benchmarks.sandbox import Outcome, require_sandbox, run_python
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 

@@ -132,7 +132,7 @@ def task_folders(settings: EvaluateSettings) -> tuple[Path, ...]:
 def definitions_digest(settings: EvaluateSettings) -> str:
     """What the task files say that are not lm-eval's own, and where their data lies."""
     digest = hashlib.sha256()
-    for folder in task_folders(settings):
+    for folder in {TASK_FILES: None, **dict.fromkeys(task_folders(settings))}:
         for path in sorted(folder.rglob("*")):
             if path.suffix in (".yaml", ".py") or path.name.endswith("_yaml"):
                 digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())

@@ -8,7 +8,7 @@ c pass, the chance that one of k drawn from them passes (Chen et al. 2021, arXiv
 from math import comb
 from typing import Any
 
-from depthcut.evaluation.sandbox import require_sandbox, run_python
+from depthcut.evaluation.benchmarks.sandbox import require_sandbox, run_python
 
 require_sandbox()  # before a model has answered for an hour
 

@@ -101,6 +101,21 @@ def test_a_run_measures_speed_and_is_not_made_to_twice(
     assert again.bench == done.bench
 
 
+@pytest.mark.parametrize(
+    ("bench", "message"),
+    [
+        (BenchSettings(engine="llama.cpp"), "a run makes checkpoint folders"),
+        (BenchSettings(rounds=0), "--rounds 0"),
+    ],
+)
+def test_speed_that_a_run_could_not_measure_is_refused_at_once(
+    recipe: Recipe, tmp_path: Path, bench: BenchSettings, message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        run(msgspec.structs.replace(recipe, bench=bench), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_second_run_does_nothing_again(recipe: Recipe, tmp_path: Path) -> None:
     run(recipe, tmp_path / "run")
     before = results(tmp_path / "run")

@@ -72,7 +72,11 @@ def run(
         OutputError: `out` holds something else, results of other inputs, or another run.
         DepthcutError: What a stage raises.
     """
+    from depthcut.benching.inputs import refuse_in_a_run
+
     folder = Path(out)
+    if recipe.bench is not None:
+        refuse_in_a_run(recipe.bench)
     with sole_writer(folder):
         _claim(folder, recipe)
         stages = _Stages(recipe, folder, overwrite=overwrite, announce=announce)

@@ -46,6 +46,7 @@ def bench_models(
     if not models:
         raise SettingsError("no model to time: name at least one")
     refuse_too_long(models, settings)
+    facts = {name: each.facts for name, each in models.items()}  # known before anything is timed
     gpus = sorted({gpu for each in models.values() for gpu in each.gpus})
     laps = measure(models, settings, meters(gpus))
     peaks = _peaks(models, laps, sources or {}, settings, load)
@@ -53,7 +54,7 @@ def bench_models(
     return Bench(
         origin=Origin.since(
             started,
-            inputs=bench_inputs([each.facts.digest for each in models.values()], settings, load),
+            inputs=bench_inputs([each.digest for each in facts.values()], settings, load),
         ),
         settings=settings,
         load=load,
@@ -64,7 +65,7 @@ def bench_models(
         models=tuple(
             BenchedModel(
                 name=name,
-                model=each.facts,
+                model=facts[name],
                 weight_bytes=each.weight_bytes,
                 read_bytes=each.work.read_bytes,
                 peak_memory_bytes=peaks.get(name),

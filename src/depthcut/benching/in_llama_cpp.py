@@ -9,7 +9,7 @@ from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -115,7 +115,7 @@ class InLlamaCpp:
 
     @property
     def threads(self) -> int | None:
-        return self._threads
+        return None if self._on_gpu else self._threads
 
     @property
     def versions(self) -> dict[str, str]:
@@ -126,21 +126,26 @@ class InLlamaCpp:
         library.llama_memory_clear(library.llama_get_memory(context), False)
         length = len(prompts[0])
         read = [
-            (token, place, number, place == length - 1)
+            _Token(token, place, number, wanted=place == length - 1)
             for number, prompt in enumerate(prompts)
             for place, token in enumerate(prompt)
         ]
-        batch = library.llama_batch_init(_BATCH_TOKENS, 0, 1)
+        parts = [read[at : at + _BATCH_TOKENS] for at in range(0, len(read), _BATCH_TOKENS)]
+        batches = [library.llama_batch_init(len(part), 0, 1) for part in (*parts, prompts)]
+        *reading, writing = batches
         try:
+            for batch, part in zip(reading, parts, strict=True):
+                _fill(batch, part)
             started = time.perf_counter()
-            tokens = self._decoded(context, batch, read)
+            tokens = self._decoded(context, reading)
             prefilled = time.perf_counter()
             for place in range(length, length + new_tokens - 1):
-                written = [(token, place, number, True) for number, token in enumerate(tokens)]
-                tokens = self._decoded(context, batch, written)
+                _fill(writing, [_Token(each, place, n) for n, each in enumerate(tokens)])
+                tokens = self._decoded(context, [writing])
             stopped = time.perf_counter()
         finally:
-            library.llama_batch_free(batch)
+            for batch in batches:
+                library.llama_batch_free(batch)
         cache_bytes = sum(
             int(library.llama_state_seq_get_size(context, number)) for number in range(len(prompts))
         )
@@ -177,32 +182,17 @@ class InLlamaCpp:
         self._context, self._size = context, (len(prompts), room)
         return context
 
-    def _decoded(
-        self, context: Any, batch: Any, read: Sequence[tuple[int, int, int, bool]]
-    ) -> list[int]:
-        """The likeliest next token after each of the tokens that are marked.
-
-        Args:
-            read: Token, position, sequence, and whether its next token is wanted.
-        """
+    def _decoded(self, context: Any, batches: Sequence[Any]) -> list[int]:
+        """The likeliest next token after each of the tokens that are marked, in their order."""
         found = []
-        for start in range(0, len(read), _BATCH_TOKENS):
-            chunk = read[start : start + _BATCH_TOKENS]
-            batch.n_tokens = len(chunk)
-            for number, (token, place, sequence, wanted) in enumerate(chunk):
-                batch.token[number], batch.pos[number] = token, place
-                batch.n_seq_id[number], batch.seq_id[number][0] = 1, sequence
-                batch.logits[number] = wanted
+        for batch in batches:
             if failed := self._library.llama_decode(context, batch):
                 raise SettingsError(
                     f"llama.cpp could not run {self._source} (llama_decode: {failed}): lower "
                     "--batch-sizes or --prompt-tokens"
                 )
-            found += [
-                self._likeliest(context, number)
-                for number, (_, _, _, wanted) in enumerate(chunk)
-                if wanted
-            ]
+            marked = [number for number in range(batch.n_tokens) if batch.logits[number]]
+            found += [self._likeliest(context, number) for number in marked]
         return found
 
     def _likeliest(self, context: Any, number: int) -> int:
@@ -212,6 +202,24 @@ class InLlamaCpp:
     @cached_property
     def _width(self) -> int:
         return self.vocabulary
+
+
+class _Token(NamedTuple):
+    """A token that a model reads."""
+
+    token: int
+    place: int
+    sequence: int
+    wanted: bool = True
+    """Whether its next token is."""
+
+
+def _fill(batch: Any, tokens: Sequence[_Token]) -> None:
+    batch.n_tokens = len(tokens)
+    for number, each in enumerate(tokens):
+        batch.token[number], batch.pos[number] = each.token, each.place
+        batch.n_seq_id[number], batch.seq_id[number][0] = 1, each.sequence
+        batch.logits[number] = each.wanted
 
 
 class _Log:

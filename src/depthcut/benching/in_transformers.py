@@ -75,7 +75,7 @@ class InTransformers:
         names = [torch.cuda.get_device_name(index) for index in self.gpus]
         return ", ".join(dict.fromkeys(names)) or self.loaded.device.type
 
-    @property
+    @cached_property
     def gpus(self) -> tuple[int, ...]:
         places = {parameter.device for parameter in self.loaded.model.parameters()}
         return tuple(sorted(place.index or 0 for place in places if place.type == "cuda"))

@@ -12,6 +12,20 @@ def bench_inputs(model_digests: Sequence[str], settings: BenchSettings, load: Lo
     return inputs_digest("bench", settings, load, model_digests)
 
 
+def refuse_in_a_run(settings: BenchSettings) -> None:
+    """Refuse, before anything is made, what a run could not measure at its end.
+
+    Raises:
+        SettingsError: Numbers that cannot be meant, or an engine that runs no checkpoint folders.
+    """
+    refuse_unmeant(settings)
+    if settings.engine == "llama.cpp":
+        raise SettingsError(
+            "bench: engine llama.cpp runs .gguf files, and a run makes checkpoint folders: leave "
+            "it out, and measure with depthcut bench afterwards"
+        )
+
+
 def refuse_unmeant(settings: BenchSettings) -> None:
     """Refuse numbers that cannot be meant.
 

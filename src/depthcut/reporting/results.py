@@ -157,11 +157,7 @@ def read_results(folder: Path) -> Results:
 
 def with_short_names(evaluation: Evaluation) -> Evaluation:
     """Models named by a path get its last part as name, where that tells them apart."""
-    names = [each.name for each in evaluation.models]
-    short = [Path(name).name if name.startswith(("/", ".", "~")) else name for name in names]
-    if len(set(short)) < len(names) or not all(short):
-        return evaluation
-    new = dict(zip(names, short, strict=True))
+    new = _short_names([each.name for each in evaluation.models])
     return msgspec.structs.replace(
         evaluation,
         models=tuple(
@@ -190,15 +186,18 @@ def _renamed(tasks: TaskResults, new: dict[str, str]) -> TaskResults:
     )
 
 
+def _short_names(names: list[str]) -> dict[str, str]:
+    """From each name to the one to show: as it is, where the last parts of paths do not differ."""
+    short = [Path(name).name if name.startswith(("/", ".", "~")) else name for name in names]
+    clear = len(set(short)) == len(names) and all(short)
+    return dict(zip(names, short if clear else names, strict=True))
+
+
 def _bench(bench: Bench | None) -> Bench | None:
     """With short names, as an evaluation has them."""
     if bench is None:
         return None
-    names = [each.name for each in bench.models]
-    short = [Path(name).name if name.startswith(("/", ".", "~")) else name for name in names]
-    if len(set(short)) < len(names) or not all(short):
-        return bench
-    new = dict(zip(names, short, strict=True))
+    new = _short_names([each.name for each in bench.models])
     return msgspec.structs.replace(
         bench,
         models=tuple(msgspec.structs.replace(each, name=new[each.name]) for each in bench.models),

@@ -239,7 +239,7 @@ def _differences(
         mean = _mean(paired)
         changed = [place for place, each in enumerate(paired) if each]
         changed.sort(key=lambda place: paired[place])
-        shown = [*changed[:2], *changed[-2:]] if whole and task.output else []
+        shown = [*changed[:4], *changed[-2:]] if whole and task.output else []
         found.append(
             Difference(
                 model=model,

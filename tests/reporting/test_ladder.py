@@ -121,6 +121,13 @@ def test_paths_become_short_names_everywhere(tmp_path: Path) -> None:
     evaluation = make_ladder((0, 3), source="/data/models/base")
     page = page_of(evaluation, tmp_path)
     assert "base-minus-3" in page.text
+    found = read_results(tmp_path).evaluation
+    assert found
+    assert found.tasks
+    assert found.tasks.score("base-minus-3", found.tasks.tasks[0])
+    assert found.tasks.difference("base-minus-3", "hellaswag")
+    assert found.tasks.average("base-minus-3")
+    assert set(found.tasks.seconds) == {"base", "base-minus-3"}
     for place in ("report.html", "tasks.csv", "tasks.tex", "model-card.md"):
         text = (tmp_path / place).read_text(encoding="utf-8").partition('id="repeat"')[0]
         text = text.replace("An answer by /data/models/base-minus-3", "")

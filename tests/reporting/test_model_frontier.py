@@ -42,6 +42,10 @@ def test_quality_is_the_average_else_perplexity_else_the_first_task() -> None:
     assert found
     assert (found.quality.name, found.quality.higher_is_better) == ("perplexity", False)
     assert [each.leads_size for each in found.places] == [True] * 6
+    some = msgspec.structs.replace(LADDER.tasks, averages=LADDER.tasks.averages[1:])
+    found = model_frontier(msgspec.structs.replace(LADDER, tasks=some), None)
+    assert found
+    assert found.quality.name == "perplexity"
     no_text = make_ladder(text=False)
     found = model_frontier(msgspec.structs.replace(no_text, tasks=bare), None)
     assert found

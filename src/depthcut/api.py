@@ -540,6 +540,8 @@ def generate_text(
 def report(folder: str | Path) -> Path:
     """Write report.html and its plots from the records in a folder; returns the page's path.
 
+    Where benchmarks were run, tasks.csv, tasks.tex and a model card for each model lie beside it.
+
     Raises:
         RecordError: The folder holds none of the records, or a broken one.
     """

@@ -442,7 +442,8 @@ def report(folder: Annotated[Path, Positional, arg(metavar="DIR")]) -> None:
     """Write report.html and its plots from the records in a folder.
 
     Args:
-        folder: The folder of a run: survey.json, plan.json, evaluation.json, as far as they are.
+        folder: The folder of a run or of an evaluation: survey.json, plan.json, evaluation.json,
+            bench.json, as far as they are.
     """
     from depthcut import api
 

@@ -15,12 +15,17 @@ from depthcut.reporting.benchmarks import (
 )
 from depthcut.reporting.model_cards import model_cards
 
+_SHORT = 16
+"""Differences, at most, whose figure is lower than the one of what is left above chance."""
+
 
 @dataclass(frozen=True)
 class Section:
     """The section's parts."""
 
     findings: list[Finding]
+    short: bool
+    """The differences are few: what stands beside their figure is higher than it."""
     note: str
     """What the numbers of the table are."""
     lines: list[Line]
@@ -35,6 +40,7 @@ def benchmark_section(evaluation: Evaluation, results: TaskResults) -> Section:
     models = tuple(each.name for each in evaluation.models)
     return Section(
         findings=findings(results, models),
+        short=len(results.chief) * (len(models) - 1) <= _SHORT,
         note=_note(models),
         lines=task_lines(results, models, results.chief),
         averages=average_lines(results, models),

@@ -17,10 +17,12 @@ MODELS = 3
 def benchmark_tables(results: TaskResults, models: Sequence[str]) -> RenderableType:
     """Tasks down, models across: score ± error, and the paired difference to the first below."""
     first, others = models[0], models[1:]
-    parts: list[RenderableType] = [
-        f"{escape(results.harness)}: scores in % where they are shares, ± one standard error; "
-        f"below, the difference to {escape(first)} on the same items and its paired error"
-    ]
+    head = f"{escape(results.harness)}: scores in % where they are shares, ± one standard error"
+    if others:
+        head += (
+            f"; below, the difference to {escape(first)} on the same questions and its paired error"
+        )
+    parts: list[RenderableType] = [head]
     for start in range(0, max(1, len(others)), MODELS):
         parts.append(_table(results, [first, *others[start : start + MODELS]]))
     if others:

@@ -13,9 +13,11 @@ from typing import Any, cast
 import lm_eval.api.model
 import lm_eval.api.task
 import lm_eval.models.huggingface
+import numpy
 import torch
-from lm_eval import simple_evaluate
+from lm_eval import evaluate
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM, CachingLM
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -35,6 +37,9 @@ from depthcut.settings import EvaluateSettings
 
 _CHARACTERS_PER_TOKEN = 2
 """Fewer than the texts of tasks have, so that what fits is not overrated."""
+
+_SEEDS = {"python": 0, "numpy": 1234, "torch": 1234}
+"""Of lm-eval's command line; examples are drawn by the last."""
 
 TaskDict = dict[str, Any]
 """What lm-eval makes of a name: tasks, and groups of them."""
@@ -82,20 +87,21 @@ class Harness:
             SourceError: The data cannot be had.
         """
         started, settings, ranks = time.monotonic(), self._settings, all_ranks()
-        tasks, manager = self.load(asked), self._manager(asked.name)
+        tasks = self.load(asked)
         _refuse_no_template(loaded, settings)
         limit = asked.limit if settings.limit is None else settings.limit
-        with _quiet():
-            results = simple_evaluate(
-                model=_answerer(loaded, asked.words, settings, ranks),
-                tasks=_outermost(tasks),
-                task_manager=manager,
-                num_fewshot=asked.shots,
+        _set_shots(tasks, asked)
+        with _quiet(), _seeded():
+            results = evaluate(
+                lm=CachingLM(
+                    _answerer(loaded, asked.words, settings, ranks), f"{parts}_rank{ranks.rank}.db"
+                ),
+                task_dict=tasks,
                 samples=None if limit is None else _drawn(tasks["tasks"], limit, settings.seed),
-                use_cache=str(parts),
                 bootstrap_iters=0,  # the errors come from the items
                 apply_chat_template=settings.chat_template,
-                confirm_run_unsafe_code=True,  # in the sandbox: see the task files
+                fewshot_as_multiturn=settings.chat_template,
+                confirm_run_unsafe_code=True,  # in the sandbox, see _refuse_unconfined
             )
         unit: Unit | None = None
         if results is not None:
@@ -248,9 +254,7 @@ class _Answerer(HFLM):  # type: ignore[misc]
         )
 
 
-def _answerer(
-    loaded: LoadedModel, title: str, settings: EvaluateSettings, ranks: Ranks
-) -> lm_eval.api.model.LM:
+def _answerer(loaded: LoadedModel, title: str, settings: EvaluateSettings, ranks: Ranks) -> LM:
     if settings.backend == "transformers":
         return _Answerer(loaded, title, settings, ranks)
     try:
@@ -270,14 +274,28 @@ def _say_nothing(amount: float, note: str = "") -> None:
     pass
 
 
-def _outermost(tasks: TaskDict) -> list[Any]:
-    """Groups that stand in no other one, and tasks that stand in no group."""
-    groups = tasks.get("groups", {})
-    inside = {each.name for group in groups.values() for each in group.get_all_groups()} | {
-        each.task_name for group in groups.values() for each in group.get_all_tasks()
-    }
-    named = {**groups, **tasks["tasks"]}
-    return [each for name, each in named.items() if name not in inside]
+def _set_shots(tasks: TaskDict, asked: Asked) -> None:
+    """Examples as asked for, else as the task says; 0 in a task's file is never overruled."""
+    for task in tasks["tasks"].values():
+        own = task.config.num_fewshot
+        shots = own if own == 0 or asked.shots is None else asked.shots
+        task.set_config(key="num_fewshot", value=shots or 0)
+        task.set_fewshot_seed(seed=_SEEDS["torch"])
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """lm-eval's own seeds, for tasks that draw; what was drawn before goes on as if it had not."""
+    state, numpy_state = random.getstate(), numpy.random.get_state()
+    random.seed(_SEEDS["python"])
+    numpy.random.seed(_SEEDS["numpy"])
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(_SEEDS["torch"])
+            yield
+    finally:
+        random.setstate(state)
+        numpy.random.set_state(numpy_state)
 
 
 def _drawn(tasks: Mapping[str, Any], limit: int, seed: int) -> dict[str, list[int]]:

@@ -1,10 +1,12 @@
 """A folder with evaluation.json and bench.json and nothing else."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+import vl_convert
 
 from depthcut.records import Evaluation, write_record
 from depthcut.reporting.headline import headline_lines
@@ -21,6 +23,14 @@ def page_of(evaluation: Evaluation, folder: Path, *, bench: bool = True) -> Page
         timed = [(each.name, each.model) for each in evaluation.models]
         write_record(make_bench(timed, batch_sizes=(1, 8)), folder / "bench.json")
     return Page(write_report(folder))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_png() -> Iterator[None]:
+    """Drawing pixels is most of a page's time, and other tests look at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vl_convert, "svg_to_png", lambda svg, scale: b"png")
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
-"""What the page's section on benchmarks shows, put together; and the files beside it."""
+"""What the page's section on benchmarks shows, put together, with its figures and files."""
 
 from dataclasses import dataclass
 
 from depthcut.records import Evaluation, TaskResults
+from depthcut.reporting.benchmark_depths import above_chance
 from depthcut.reporting.benchmark_exports import tasks_csv, tasks_tex
 from depthcut.reporting.benchmark_flips import FlippedTask, flipped_tasks
+from depthcut.reporting.benchmark_forest import forest
 from depthcut.reporting.benchmark_story import Finding, chances, findings
 from depthcut.reporting.benchmarks import (
     MARKS_SAID,
@@ -13,6 +15,7 @@ from depthcut.reporting.benchmarks import (
     groups,
     task_lines,
 )
+from depthcut.reporting.figures import Figure
 from depthcut.reporting.model_cards import model_cards
 
 _SHORT = 16
@@ -50,6 +53,14 @@ def benchmark_section(evaluation: Evaluation, results: TaskResults) -> Section:
         flips=flipped_tasks(results, models),
         chances=chances(results),
     )
+
+
+def benchmark_figures(evaluation: Evaluation | None) -> list[Figure]:
+    """The figures that the record allows: none where one model was judged."""
+    if evaluation is None or evaluation.tasks is None or len(evaluation.models) < 2:
+        return []
+    drawn = (forest(evaluation, evaluation.tasks), above_chance(evaluation, evaluation.tasks))
+    return [figure for figure in drawn if figure.rows]
 
 
 def benchmark_files(evaluation: Evaluation | None) -> dict[str, str]:

@@ -17,8 +17,11 @@ from depthcut.reporting import (
     theme,
     words,
 )
-from depthcut.reporting.benchmark_figures import benchmark_figures
-from depthcut.reporting.benchmark_page import benchmark_files, benchmark_section
+from depthcut.reporting.benchmark_page import (
+    benchmark_figures,
+    benchmark_files,
+    benchmark_section,
+)
 from depthcut.reporting.figures import Figure, inlined, write_figure
 from depthcut.reporting.frontier_figures import search_figure, sweep_figures
 from depthcut.reporting.model_frontier import ModelFrontier, model_frontier
@@ -144,8 +147,7 @@ def _figures(results: Results) -> list[Figure]:
         figures += sweep_figures(results.sweep)
     if (judged := quality_and_speed(results.evaluation, results.bench)).rows:
         figures.append(judged)
-    if results.evaluation:
-        figures += benchmark_figures(results.evaluation)
+    figures += benchmark_figures(results.evaluation)
     if frontier := _frontier(results):
         figures += quality_figures(frontier)
     if results.heal and results.heal.losses:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import depthcut
 from depthcut.checkpoint.folder import open_checkpoint
-from depthcut.errors import OutputError, PlanError, SettingsError
+from depthcut.errors import OutputError, PlanError, SettingsError, SourceError
 from depthcut.pipeline import run
 from depthcut.recipes import read_recipe, write_recipe
 from depthcut.records import Bench, Evaluation, Plan, Search, Survey, read_record
@@ -27,8 +27,15 @@ from depthcut.settings import (
     SearchSettings,
     SurveySettings,
 )
+from tests.evaluation.benchmarks.task_folder import write_tasks
 
 TEXT = " ".join(f"The number {n} is followed by the number {n + 1}." for n in range(400))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that was measured by another test, or another day's code, is found."""
+    monkeypatch.setenv("DEPTHCUT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -99,6 +106,35 @@ def test_a_run_measures_speed_and_is_not_made_to_twice(
     again = run(timed, tmp_path / "run", announce=lines.append)
     assert lines[-2:] == ["bench.json is there already", "report"]
     assert again.bench == done.bench
+
+
+def test_a_run_puts_benchmark_questions(recipe: Recipe, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'depthcut[eval]'")
+    folder = write_tasks(tmp_path / "tasks", items=8)
+    asked = EvaluateSettings(
+        tokens=0, new_tokens=0, tasks=("colours", "endings"), include=(str(folder),)
+    )
+    asking = msgspec.structs.replace(recipe, heal=None, evaluate=asked)
+    lines: list[str] = []
+    done = run(asking, tmp_path / "run", announce=lines.append)
+    assert "evaluate: original, pruned on colours, endings" in lines
+    assert done.evaluation.tasks is not None
+    assert (tmp_path / "run" / done.evaluation.tasks.samples).is_file()
+    assert "colours" in done.report.read_text()
+    run(asking, tmp_path / "run", announce=lines.append)
+    assert "evaluation.json is there already" in lines
+
+
+def test_a_task_that_cannot_be_put_stops_a_run_before_its_first_stage(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'depthcut[eval]'")
+    asked = msgspec.structs.replace(recipe.evaluate, tasks=("arc_easy",), data=str(tmp_path))
+    unable = msgspec.structs.replace(recipe, evaluate=asked)
+    lines: list[str] = []
+    with pytest.raises(SourceError, match=r"arc_easy/test\.jsonl is missing"):
+        run(unable, tmp_path / "run", announce=lines.append)
+    assert lines == []
 
 
 @pytest.mark.parametrize(

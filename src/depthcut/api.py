@@ -426,9 +426,7 @@ def evaluate(
         text = _text(settings, texts)
         reading = Reading(text.digest, lambda loaded: _sequences(loaded, text, settings))
     candidates = [_candidate(name, each, tokenizer, load) for name, each in named.items()]
-    record = evaluate_models(
-        candidates, reading, settings, load, fresh=fresh, out=out, overwrite=overwrite
-    )
+    record = evaluate_models(candidates, reading, settings, load, fresh=fresh, out=out)
     if out is not None and launched().rank == 0:
         write_record(record, out, overwrite=overwrite)
     return record

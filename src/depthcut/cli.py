@@ -458,6 +458,8 @@ def run(
     eval_text: Texts | None = None,
     drop: str | None = None,
     heal_steps: int = 0,
+    tasks: tuple[str, ...] = (),
+    data: str | None = None,
     quick: bool = False,
     best: bool = False,
     overwrite: bool = False,
@@ -477,6 +479,8 @@ def run(
             text.
         drop: How many layers to remove: 7, or a share such as 25% (the default).
         heal_steps: Training steps after the cut; 0: none.
+        tasks: Benchmarks to judge by, as depthcut evaluate takes them: quick, or arc_easy,mmlu:5.
+        data: A folder with the benchmarks' files, see depthcut evaluate.
         quick: Choose the layers by one pass over the text, by block influence.
         best: Choose them by a wider search on four times the text.
         overwrite: Replace results in the folder that were made from other inputs.
@@ -487,8 +491,8 @@ def run(
     _use_token(token)
     if Path(source).suffix in (".yaml", ".yml"):
         given = [name for name, value in (("text", text), ("eval-text", eval_text), ("drop", drop),
-                 ("heal-steps", heal_steps), ("quick", quick), ("best", best),
-                 ("load options", load != LoadSettings())) if value]  # fmt: skip
+                 ("heal-steps", heal_steps), ("tasks", tasks), ("data", data), ("quick", quick),
+                 ("best", best), ("load options", load != LoadSettings())) if value]  # fmt: skip
         if given:
             raise SettingsError(f"{given[0]} and a recipe: write it into {source} instead")
         recipe = read_recipe(Path(source))
@@ -497,7 +501,8 @@ def run(
             raise SettingsError("--quick and --best: choose one of them")
         recipe = common_recipe(
             source, text=text, eval_text=eval_text, drop=drop, heal_steps=heal_steps,
-            effort="quick" if quick else "best" if best else "usual", load=load,
+            tasks=tasks, data=data, load=load,
+            effort="quick" if quick else "best" if best else "usual",
         )  # fmt: skip
     _run(recipe, out, overwrite=overwrite)
 

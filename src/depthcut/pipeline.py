@@ -80,6 +80,7 @@ def run(
     with sole_writer(folder):
         _claim(folder, recipe)
         stages = _Stages(recipe, folder, overwrite=overwrite, announce=announce)
+        stages.refuse_unanswerable()
         plan = stages.plan()
         pruned = stages.slice(plan)
         healed = stages.heal(pruned)
@@ -100,6 +101,13 @@ class _Stages:
         self.recipe, self.folder = recipe, folder
         self.overwrite, self.announce = overwrite, announce
         self.model = api.facts(recipe.model, load=recipe.load)
+
+    def refuse_unanswerable(self) -> None:
+        """Tell of tasks that cannot be put before hours are spent."""
+        if self.recipe.evaluate.tasks and not (self.folder / "evaluation.json").exists():
+            from depthcut.evaluation.evaluate import refuse_unanswerable
+
+            refuse_unanswerable(self.recipe.evaluate)
 
     def plan(self) -> Plan:
         from depthcut.planning import plan_inputs
@@ -186,10 +194,11 @@ class _Stages:
 
         path, settings = self.folder / "evaluation.json", self.recipe.evaluate
         models = self._models(cut)
-        digests = self._digests(cut)
-        inputs = evaluation_inputs(digests, self._text_digest(settings), settings, self.recipe.load)
+        read = self._text_digest(settings) if settings.tokens else ""
+        inputs = evaluation_inputs(self._digests(cut), read, settings, self.recipe.load)
+        on = ([in_words(settings.text)] if read else []) + list(settings.tasks)
         return self._found(path, Evaluation, inputs) or self._made(
-            f"evaluate: {', '.join(models)} on {in_words(settings.text)}",
+            f"evaluate: {', '.join(models)} on {', '.join(on) or 'prompts'}",
             lambda: api.evaluate(models, settings, load=self.recipe.load, out=path),
         )
 

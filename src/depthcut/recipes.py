@@ -62,6 +62,8 @@ def common_recipe(
     eval_text: Texts | None = None,
     drop: int | str | None = None,
     heal_steps: int = 0,
+    tasks: tuple[str, ...] = (),
+    data: str | None = None,
     effort: Effort = "usual",
     load: LoadSettings | None = None,
 ) -> Recipe:
@@ -89,7 +91,10 @@ def common_recipe(
         plan=PlanSettings(drop=going, criterion="block-influence"),
         heal=HealSettings(text=calibration, part=part, steps=heal_steps) if heal_steps else None,
         evaluate=EvaluateSettings(
-            text=eval_text or calibration, part="all" if eval_text else "held-out"
+            text=eval_text or calibration,
+            part="all" if eval_text else "held-out",
+            tasks=tasks,
+            data=data,
         ),
     )
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from depthcut.errors import OutputError, SettingsError, SourceError
+from depthcut.errors import SettingsError, SourceError
 from depthcut.evaluation import evaluate
 from depthcut.evaluation.candidates import Candidate
 from depthcut.evaluation.evaluate import Reading, evaluate_models
@@ -228,13 +228,14 @@ class TestTasks:
         with pytest.raises(AssertionError, match="loaded"):
             evaluate_models([not_loaded("a", model)], None, only, LOAD)
 
-    def test_samples_that_are_there_are_not_overwritten(
+    def test_samples_without_their_record_are_replaced(
         self, settings: EvaluateSettings, tmp_path: Path
     ) -> None:
         only = msgspec.structs.replace(settings, tasks=("colours",))
-        (tmp_path / "e.samples.jsonl.gz").write_text("mine")
-        with pytest.raises(OutputError, match="exists"):
-            evaluated({"a": tiny(tmp_path)}, only, out=tmp_path / "e.json")
+        samples = tmp_path / "e.samples.jsonl.gz"
+        samples.write_text("what a killed command left")
+        evaluated({"a": tiny(tmp_path)}, only, out=tmp_path / "e.json")
+        assert len(gzip.decompress(samples.read_bytes()).splitlines()) == 20
 
 
 def test_the_stage_imports_no_torch() -> None:

@@ -58,7 +58,6 @@ def evaluate_models(
     *,
     fresh: bool = False,
     out: Path | None = None,
-    overwrite: bool = False,
 ) -> Evaluation:
     """Judge models; the first is the reference of the comparisons.
 
@@ -72,7 +71,6 @@ def evaluate_models(
         load: How the models are loaded.
         fresh: Measure anew what was measured before.
         out: Where the record will lie; the items of tasks are written beside it.
-        overwrite: Replace them.
 
     Raises:
         SettingsError: No model, different tokenizers, numbers below their least, or unknown tasks.
@@ -98,7 +96,7 @@ def evaluate_models(
         key = writing_key(digests, prompts, settings, load)
         write = partial(_write, candidates, prompts, settings)
         writing = _kept(key, Writing, write, fresh=fresh)
-    tasks = answered.results(asked, out=out, overwrite=overwrite) if asked else None
+    tasks = answered.results(asked, out=out) if asked else None
     models, comparisons = _side_by_side(candidates, judgement, writing)
     inputs = evaluation_inputs(digests, reading.digest if reading else "", settings, load)
     return Evaluation(
@@ -111,6 +109,23 @@ def evaluate_models(
         comparisons=comparisons,
         tasks=tasks,
     )
+
+
+def refuse_unanswerable(settings: EvaluateSettings) -> None:
+    """Raise for tasks that are unknown, or whose data is not there.
+
+    Raises:
+        SettingsError: Unknown tasks, or settings that cannot be meant.
+        SourceError: The data of a task cannot be read.
+        MissingExtraError: Tasks without lm-eval.
+    """
+    asked = asked_tasks(settings)
+    if asked:
+        from depthcut.evaluation.benchmarks.harness import Harness
+
+        harness = Harness(settings)
+        for each in asked:
+            harness.load(each)
 
 
 class _Answered:
@@ -134,7 +149,7 @@ class _Answered:
             if any(self._found(each, candidate) is None for candidate in self._candidates):
                 self._opened().load(each)
 
-    def results(self, asked: Sequence[Asked], *, out: Path | None, overwrite: bool) -> TaskResults:
+    def results(self, asked: Sequence[Asked], *, out: Path | None) -> TaskResults:
         units: dict[str, tuple[Unit, ...]] = {}
         for candidate in self._candidates:
             units[candidate.name] = tuple(self._unit(each, candidate) for each in asked)
@@ -142,7 +157,7 @@ class _Answered:
         path = samples_file(out) if out is not None else None
         found = task_results(units, samples=path.name if path else "")
         if path is not None and not launched().rank:
-            write_samples(units, path, overwrite=overwrite)
+            write_samples(units, path)
         return found
 
     def _unit(self, asked: Asked, candidate: Candidate) -> Unit:

@@ -32,16 +32,14 @@ def samples_file(record: Path) -> Path:
     return record.with_name(f"{record.stem}.samples.jsonl.gz")
 
 
-def write_samples(
-    units: Mapping[str, Sequence[Unit]], path: Path, *, overwrite: bool = False
-) -> None:
-    """Write all items, one a line, the models side by side.
+def write_samples(units: Mapping[str, Sequence[Unit]], path: Path) -> None:
+    """Write all items, one a line, the models side by side, in place of those of an earlier time.
 
     Raises:
-        OutputError: The file exists and `overwrite` is off, or the place cannot be written.
+        OutputError: The place cannot be written.
     """
     lines = msgspec.json.Encoder().encode_lines(list(_samples(units)))
-    write_file(path, gzip.compress(lines, compresslevel=6, mtime=0), overwrite=overwrite)
+    write_file(path, gzip.compress(lines, compresslevel=6, mtime=0), overwrite=True)
 
 
 def _samples(units: Mapping[str, Sequence[Unit]]) -> Iterator[Sample]:

@@ -97,6 +97,9 @@ def test_a_question_and_its_answers_are_kept_as_a_person_reads_them(
     assert colours.task.chance == pytest.approx((1 / 3 + 1 / 4) / 2)
     assert (colours.task.metric, colours.task.output) == ("acc_norm", "multiple_choice")
     assert (colours.task.version, colours.task.shots, colours.task.items) == ("1.5", 0, 12)
+    right = [item.answer == item.right for item in colours.items]
+    assert right == [item.scores["acc_norm"] == 1.0 for item in colours.items]
+    assert right != [item.scores["acc"] == 1.0 for item in colours.items]
     who = the_only(answer("who", loaded, settings, tmp_path))
     assert who.items[1].right == "dark green, and it"
     right = [item.answer == item.right for item in who.items]

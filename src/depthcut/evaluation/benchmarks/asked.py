@@ -21,7 +21,7 @@ HUB_TASK_FILES = Path(__file__).with_name("hub_task_files")
 """The same with data of the hub, where lm-eval's own would run code that a model wrote, with
 nothing around it."""
 
-_FORM = "1"
+_FORM = "2"
 """Of what is kept of answers; another one when `answers.Unit` means something else."""
 
 

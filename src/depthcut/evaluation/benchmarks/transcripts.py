@@ -102,8 +102,9 @@ def _filters(values: Mapping[str, Any]) -> set[str]:
     return {key.partition(",")[2] for key in values if _is_value(key)}
 
 
-def _chief(metrics: Sequence[Metric]) -> str:
-    names = [each.name for each in metrics]
+def _chief(values: Mapping[str, Any], single: bool) -> str:
+    parted = (key.partition(",") for key in values if _is_value(key))
+    names = [_name(metric, filtered, single) for metric, _, filtered in parted]
     for wanted in _CHIEF:
         for name in names:
             if name.partition("/")[0] == wanted:
@@ -114,10 +115,10 @@ def _chief(metrics: Sequence[Metric]) -> str:
 def _task_answers(name: str, results: Results, task: Any, asked: Asked, group: str) -> Answers:
     values, config = results["results"][name], results["configs"][name]
     single = len(_filters(values)) == 1
-    samples = results["samples"].get(name, [])
-    items = _items(samples, task, single)
+    samples, chief = results["samples"].get(name, []), _chief(values, single)
+    items = _items(samples, task, chief, single=single)
     metrics = _metrics(values, [items], single)
-    chief, output = _chief(metrics), str(config.get("output_type", ""))
+    output = str(config.get("output_type", ""))
     higher = results["higher_is_better"].get(name, {}).get(chief.partition("/")[0])
     counted = results["n-samples"][name]
     return Answers(
@@ -159,7 +160,8 @@ def _group_answers(
     name: str, results: Results, members: Sequence[Answers], asked: Asked
 ) -> Answers:
     values = results["groups"][name]
-    metrics = _metrics(values, [each.items for each in members], len(_filters(values)) == 1)
+    single = len(_filters(values)) == 1
+    metrics = _metrics(values, [each.items for each in members], single)
     tasks = [each.task for each in members]
     items = sum(each.items for each in tasks)
     chances = [each.chance for each in tasks]
@@ -173,7 +175,7 @@ def _group_answers(
             shots=max(each.shots for each in tasks),
             items=items,
             items_in_all=sum(each.items_in_all for each in tasks),
-            metric=_chief(metrics),
+            metric=_chief(values, single),
             higher_is_better=all(each.higher_is_better for each in tasks),
             chance=sum(pooled) / items if len(known) == len(tasks) else None,
         ),
@@ -182,14 +184,18 @@ def _group_answers(
     )
 
 
-def _items(samples: Sequence[Mapping[str, Any]], task: Any, single: bool) -> tuple[Item, ...]:
+def _items(
+    samples: Sequence[Mapping[str, Any]], task: Any, chief: str, *, single: bool
+) -> tuple[Item, ...]:
     by_number: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for sample in samples:
         by_number[int(sample["doc_id"])].append(sample)
-    return tuple(_item(by_number[number], task, single) for number in sorted(by_number))
+    return tuple(
+        _item(by_number[number], task, chief, single=single) for number in sorted(by_number)
+    )
 
 
-def _item(samples: Sequence[Mapping[str, Any]], task: Any, single: bool) -> Item:
+def _item(samples: Sequence[Mapping[str, Any]], task: Any, chief: str, *, single: bool) -> Item:
     scores: dict[str, float] = {}
     weights: dict[str, float] = {}
     for sample in samples:
@@ -203,7 +209,7 @@ def _item(samples: Sequence[Mapping[str, Any]], task: Any, single: bool) -> Item
                 scores[name] = -loglikelihood / (weight * in_bits) if weight else 0.0
                 weights[name] = weight
     first = samples[0]
-    right, answer = _right_and_answer(first, task)
+    right, answer = _right_and_answer(first, task, chief)
     return Item(
         number=int(first["doc_id"]),
         question=_question(first, task),
@@ -233,11 +239,17 @@ def _question(sample: Mapping[str, Any], task: Any) -> str:
     return shown.strip()[-_QUESTION:]
 
 
-def _right_and_answer(sample: Mapping[str, Any], task: Any) -> tuple[str, str]:
+def _right_and_answer(sample: Mapping[str, Any], task: Any, chief: str) -> tuple[str, str]:
     arguments, given = sample["arguments"], sample["filtered_resps"]
     if task.OUTPUT_TYPE == "multiple_choice":
         choices = _choices(arguments)
-        likeliest = max(range(len(choices)), key=lambda each: _log_likelihood(given[each]))
+        likelihoods = [_log_likelihood(each) for each in given[: len(choices)]]
+        if chief == "acc_norm":  # by the length of the choices, as lm-eval takes it
+            written = task.doc_to_choice(sample["doc"])
+            likelihoods = [
+                each / (len(text) or 1) for each, text in zip(likelihoods, written, strict=True)
+            ]
+        likeliest = likelihoods.index(max(likelihoods))
         return _right_choice(sample, task, choices), choices[likeliest]
     if task.OUTPUT_TYPE == "loglikelihood":
         right = str(arguments[0][1]).strip()

@@ -7,8 +7,8 @@ import random
 import msgspec
 import pytest
 
+from depthcut.reporting.figures.quality import quality_figures
 from depthcut.reporting.model_frontier import model_frontier, pareto
-from depthcut.reporting.quality_figures import quality_figures
 from tests.reporting.ladder_for_tests import make_ladder
 from tests.reporting.run_for_tests import make_bench
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from depthcut.records import ModelEvaluation
-from depthcut.reporting.benchmarks import PERCENT
+from depthcut.reporting.benchmarks.scores import PERCENT
 from depthcut.reporting.ladder import chain_average, ladder, ladder_facts, ladder_outcome
 from depthcut.reporting.results import Results
 from depthcut.reporting.words import amount, change, estimates, ratio, size, verdict

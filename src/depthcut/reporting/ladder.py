@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from depthcut.records import Average, Evaluation, ModelEvaluation
-from depthcut.reporting.benchmark_story import average_sentence
-from depthcut.reporting.benchmarks import PERCENT, judge
+from depthcut.reporting.benchmarks.scores import PERCENT, judge
+from depthcut.reporting.benchmarks.story import average_sentence
 from depthcut.reporting.results import Results
 from depthcut.reporting.words import amount, change, estimates, ratio, sentence
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from depthcut.records import Bench, Estimate, Evaluation, ModelFacts
-from depthcut.reporting.benchmarks import AS_IT_IS, PERCENT, Scale, scale_of
+from depthcut.reporting.benchmarks.scores import AS_IT_IS, PERCENT, Scale, scale_of
 
 
 @dataclass(frozen=True)

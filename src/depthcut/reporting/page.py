@@ -14,23 +14,23 @@ from depthcut.reporting import (
     headline,
     snippets,
     sweep_tables,
-    theme,
     words,
 )
-from depthcut.reporting.benchmark_page import (
+from depthcut.reporting.benchmarks.page import (
     benchmark_figures,
     benchmark_files,
     benchmark_section,
 )
-from depthcut.reporting.figures import Figure, inlined, write_figure
-from depthcut.reporting.frontier_figures import search_figure, sweep_figures
+from depthcut.reporting.figures import theme
+from depthcut.reporting.figures.figure import Figure, inlined, write_figure
+from depthcut.reporting.figures.frontiers import search_figure, sweep_figures
+from depthcut.reporting.figures.quality import quality_figures
+from depthcut.reporting.figures.results import healing_loss, quality_and_speed
+from depthcut.reporting.figures.stack import draw_stack
+from depthcut.reporting.figures.survey import survey_figures
 from depthcut.reporting.model_frontier import ModelFrontier, model_frontier
-from depthcut.reporting.quality_figures import quality_figures
-from depthcut.reporting.result_figures import healing_loss, quality_and_speed
 from depthcut.reporting.results import Results, read_results
-from depthcut.reporting.stack import draw_stack
 from depthcut.reporting.story import judgements, plan_story, runners_up, story
-from depthcut.reporting.survey_figures import survey_figures
 
 if TYPE_CHECKING:
     from jinja2 import Environment

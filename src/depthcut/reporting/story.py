@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from depthcut.records import Comparison, Plan, SpeedRatio, Survey, layers_in_words
-from depthcut.reporting.benchmark_story import average_sentence
+from depthcut.reporting.benchmarks.story import average_sentence
 from depthcut.reporting.ladder import ladder, ladder_story
 from depthcut.reporting.results import Results
 from depthcut.reporting.words import (

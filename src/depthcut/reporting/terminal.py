@@ -23,7 +23,7 @@ from depthcut.records import (
     Sweep,
     Verification,
 )
-from depthcut.reporting.benchmark_terminal import benchmark_tables
+from depthcut.reporting.benchmarks.terminal import benchmark_tables
 from depthcut.reporting.criteria_tables import choices, lowest
 from depthcut.reporting.headline import headline_lines
 from depthcut.reporting.results import read_results, with_short_names

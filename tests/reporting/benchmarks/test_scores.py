@@ -4,10 +4,10 @@ import msgspec
 import pytest
 
 from depthcut.records import Estimate, Task, TaskResults
-from depthcut.reporting import benchmarks
-from depthcut.reporting.benchmark_flips import EXAMPLES, flipped_tasks
-from depthcut.reporting.benchmark_story import NAMED, chances, findings
-from depthcut.reporting.benchmark_terminal import benchmark_tables
+from depthcut.reporting.benchmarks import scores as benchmarks
+from depthcut.reporting.benchmarks.flips import EXAMPLES, flipped_tasks
+from depthcut.reporting.benchmarks.story import NAMED, chances, findings
+from depthcut.reporting.benchmarks.terminal import benchmark_tables
 from depthcut.reporting.terminal import evaluation_tables, show
 from tests.reporting.ladder_for_tests import SUBTASKS, make_ladder, make_tasks
 

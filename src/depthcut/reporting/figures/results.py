@@ -1,8 +1,8 @@
 """Figures of what came out: quality and speed of each model, loss while healing."""
 
 from depthcut.records import Bench, Evaluation, HealRecord, Spread
-from depthcut.reporting.figures import Figure
-from depthcut.reporting.theme import WIDTH, Spec, chart, dots, light, mark, unlabelled
+from depthcut.reporting.figures.figure import Figure
+from depthcut.reporting.figures.theme import WIDTH, Spec, chart, dots, light, mark, unlabelled
 from depthcut.reporting.words import plain
 
 BarRow = tuple[str, str, float, float, float]

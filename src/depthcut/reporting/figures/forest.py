@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from depthcut.records import Evaluation, Task, TaskResults
-from depthcut.reporting.benchmarks import KINDS, PERCENT, Kind, kind_of, p_words, scale_of
-from depthcut.reporting.figures import Figure
-from depthcut.reporting.theme import (
+from depthcut.reporting.benchmarks.scores import KINDS, PERCENT, Kind, kind_of, p_words, scale_of
+from depthcut.reporting.figures.figure import Figure
+from depthcut.reporting.figures.theme import (
     WIDTH,
     Spec,
     chart,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from depthcut.reporting import theme
-from depthcut.reporting.block_figures import best_of_size
-from depthcut.reporting.figures import Figure, inlined, write_figure
-from depthcut.reporting.result_figures import healing_loss, quality_and_speed
-from depthcut.reporting.survey_figures import survey_figures
+from depthcut.reporting.figures import theme
+from depthcut.reporting.figures.blocks import best_of_size
+from depthcut.reporting.figures.figure import Figure, inlined, write_figure
+from depthcut.reporting.figures.results import healing_loss, quality_and_speed
+from depthcut.reporting.figures.survey import survey_figures
 from depthcut.settings import PlanSettings
 from tests.reporting.run_for_tests import Run, make_run
 from tests.reporting.short_rows import short_rows

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from depthcut.records import Block, Plan, Scores
 from depthcut.reporting.criteria_tables import lowest
-from depthcut.reporting.figures import Figure
-from depthcut.reporting.theme import WIDTH, Spec, chart, dots, heat, light, mark, unlabelled
+from depthcut.reporting.figures.figure import Figure
+from depthcut.reporting.figures.theme import WIDTH, Spec, chart, dots, heat, light, mark, unlabelled
 from depthcut.reporting.words import at_tokens, criterion, span
 from depthcut.reporting.words import score as shown
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from depthcut.records import Estimate, JudgedText, Search, Sweep, Way
-from depthcut.reporting.figures import Figure
-from depthcut.reporting.sweep_tables import standings
-from depthcut.reporting.theme import (
+from depthcut.reporting.figures.figure import Figure
+from depthcut.reporting.figures.theme import (
     SERIES,
     WIDTH,
     Spec,
@@ -19,6 +18,7 @@ from depthcut.reporting.theme import (
     mark,
     unlabelled,
 )
+from depthcut.reporting.sweep_tables import standings
 from depthcut.reporting.words import estimate, numbers, score, short_source, span
 
 HEIGHT = 250

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from depthcut.records import Average, Difference, Task, TaskResults
-from depthcut.reporting.benchmarks import (
+from depthcut.reporting.benchmarks.scores import (
     PERCENT,
     Kind,
     by_chance,

@@ -6,7 +6,15 @@ import re
 from collections.abc import Iterator
 
 from depthcut.records import Estimate, Evaluation, Score, Task, TaskResults
-from depthcut.reporting.benchmarks import LEVEL, PERCENT, Kind, Scale, judge, kind_of, scale_of
+from depthcut.reporting.benchmarks.scores import (
+    LEVEL,
+    PERCENT,
+    Kind,
+    Scale,
+    judge,
+    kind_of,
+    scale_of,
+)
 
 COLUMNS = (
     "model",

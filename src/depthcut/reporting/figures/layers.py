@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 from depthcut.records import Block, Scores
-from depthcut.reporting.figures import Figure
-from depthcut.reporting.theme import WIDTH, Spec, chart, dots, light, mark, unlabelled
+from depthcut.reporting.figures.figure import Figure
+from depthcut.reporting.figures.theme import WIDTH, Spec, chart, dots, light, mark, unlabelled
 from depthcut.reporting.words import TOKENS, criterion, sentence
 from depthcut.reporting.words import score as shown
 

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from depthcut.records import Sweep
-from depthcut.reporting import theme
-from depthcut.reporting.figures import Figure
-from depthcut.reporting.frontier_figures import search_figure, sweep_figures
+from depthcut.reporting.figures import theme
+from depthcut.reporting.figures.figure import Figure
+from depthcut.reporting.figures.frontiers import search_figure, sweep_figures
 from tests.reporting.sweeps_for_tests import TEXTS, WAYS, make_search, make_sweep
 
 

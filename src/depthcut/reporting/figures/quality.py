@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from depthcut.reporting.figures import Figure
-from depthcut.reporting.model_frontier import ModelFrontier, Place
-from depthcut.reporting.theme import (
+from depthcut.reporting.figures.figure import Figure
+from depthcut.reporting.figures.theme import (
     SERIES,
     WIDTH,
     Spec,
@@ -15,6 +14,7 @@ from depthcut.reporting.theme import (
     mark,
     unlabelled,
 )
+from depthcut.reporting.model_frontier import ModelFrontier, Place
 from depthcut.reporting.words import amount, plain
 
 HEIGHT = 250

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from depthcut.records import Estimate, Evaluation, ModelEvaluation, Score, Task, TaskResults
-from depthcut.reporting.benchmarks import (
+from depthcut.reporting.benchmarks.scores import (
     KINDS,
     PERCENT,
     items_words,

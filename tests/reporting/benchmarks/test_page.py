@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from depthcut.records import Evaluation
-from depthcut.reporting.benchmark_depths import above_chance
-from depthcut.reporting.benchmark_forest import forest
-from depthcut.reporting.benchmark_page import benchmark_figures
+from depthcut.reporting.benchmarks.page import benchmark_figures
+from depthcut.reporting.figures.depths import above_chance
+from depthcut.reporting.figures.forest import forest
 from tests.reporting.ladder_for_tests import make_ladder
 from tests.reporting.run_for_tests import make_facts
 

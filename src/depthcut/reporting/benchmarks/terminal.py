@@ -7,8 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from depthcut.records import TaskResults
-from depthcut.reporting.benchmark_story import chances
-from depthcut.reporting.benchmarks import MARKS_SAID, Cell, average_lines, task_lines
+from depthcut.reporting.benchmarks.scores import MARKS_SAID, Cell, average_lines, task_lines
+from depthcut.reporting.benchmarks.story import chances
 
 MODELS = 3
 """Of those after the first, as fit a terminal beside it."""

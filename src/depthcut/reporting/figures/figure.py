@@ -10,7 +10,7 @@ from pathlib import Path
 
 from depthcut.files import write_file
 from depthcut.frames import Row
-from depthcut.reporting.theme import Spec
+from depthcut.reporting.figures.theme import Spec
 
 VEGA_LITE = "6.4"
 _CLIPS = re.compile(r"\b(?:clip|gradient_)\d+\b")

@@ -6,7 +6,7 @@ import re
 
 import msgspec
 
-from depthcut.reporting.benchmark_exports import tasks_csv, tasks_tex
+from depthcut.reporting.benchmarks.exports import tasks_csv, tasks_tex
 from tests.reporting.ladder_for_tests import make_ladder, make_tasks
 
 LADDER = make_ladder((0, 1, 7))

@@ -3,20 +3,20 @@
 from dataclasses import dataclass
 
 from depthcut.records import Evaluation, TaskResults
-from depthcut.reporting.benchmark_depths import above_chance
-from depthcut.reporting.benchmark_exports import tasks_csv, tasks_tex
-from depthcut.reporting.benchmark_flips import FlippedTask, flipped_tasks
-from depthcut.reporting.benchmark_forest import forest
-from depthcut.reporting.benchmark_story import Finding, chances, findings
-from depthcut.reporting.benchmarks import (
+from depthcut.reporting.benchmarks.exports import tasks_csv, tasks_tex
+from depthcut.reporting.benchmarks.flips import FlippedTask, flipped_tasks
+from depthcut.reporting.benchmarks.model_cards import model_cards
+from depthcut.reporting.benchmarks.scores import (
     MARKS_SAID,
     Line,
     average_lines,
     groups,
     task_lines,
 )
-from depthcut.reporting.figures import Figure
-from depthcut.reporting.model_cards import model_cards
+from depthcut.reporting.benchmarks.story import Finding, chances, findings
+from depthcut.reporting.figures.depths import above_chance
+from depthcut.reporting.figures.figure import Figure
+from depthcut.reporting.figures.forest import forest
 
 _SHORT = 16
 """Differences, at most, whose figure is lower than the one of what is left above chance."""

@@ -1,9 +1,9 @@
 """The figures of a survey."""
 
 from depthcut.records import Plan, Scores, Survey
-from depthcut.reporting.block_figures import best_blocks, heat_map
-from depthcut.reporting.figures import Figure
-from depthcut.reporting.layer_figures import layer_scores, norms
+from depthcut.reporting.figures.blocks import best_blocks, heat_map
+from depthcut.reporting.figures.figure import Figure
+from depthcut.reporting.figures.layers import layer_scores, norms
 
 
 def survey_figures(survey: Survey, plan: Plan | None) -> list[Figure]:

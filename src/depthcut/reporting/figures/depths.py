@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from depthcut.records import Estimate, Evaluation, ModelFacts, Task, TaskResults
-from depthcut.reporting.benchmarks import PERCENT
-from depthcut.reporting.figures import Figure
-from depthcut.reporting.theme import (
+from depthcut.reporting.benchmarks.scores import PERCENT
+from depthcut.reporting.figures.figure import Figure
+from depthcut.reporting.figures.theme import (
     SERIES,
     WIDTH,
     Spec,

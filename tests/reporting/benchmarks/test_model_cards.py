@@ -6,7 +6,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from depthcut.records import Evaluation
-from depthcut.reporting.model_cards import model_cards
+from depthcut.reporting.benchmarks.model_cards import model_cards
 from tests.reporting.ladder_for_tests import make_ladder
 
 

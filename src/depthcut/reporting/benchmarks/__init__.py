@@ -1,0 +1,1 @@
+"""Benchmarks for a page, a terminal, a paper and a model card."""

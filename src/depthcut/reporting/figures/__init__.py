@@ -1,0 +1,1 @@
+"""Figures: charts with their numbers, in light and dark."""

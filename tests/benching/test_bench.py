@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from depthcut.benching import bench
-from depthcut.benching.bench import bench_models, measure, random_prompts, spread
+from depthcut.benching.bench import bench_models, measure, spread
+from depthcut.benching.engine import random_prompts
 from depthcut.benching.inputs import bench_inputs
 from depthcut.benching.meters import Meter
 from depthcut.errors import SettingsError

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from depthcut.benching.bench import measure, random_prompts
-from depthcut.benching.engine import Engine
+from depthcut.benching.bench import measure
+from depthcut.benching.engine import Engine, random_prompts
 from depthcut.benching.in_transformers import InTransformers, open_model
 from depthcut.model.loading import LoadedModel, from_memory
 from depthcut.settings import BenchSettings, LoadSettings

@@ -1,13 +1,12 @@
 """The stage: every model in one engine, timed in turn, against the first of them."""
 
-import random
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from depthcut.benching.engine import Engine, Run
+from depthcut.benching.engine import Engine, Run, random_prompts
 from depthcut.benching.footprint import measure_footprint
 from depthcut.benching.inputs import bench_inputs, refuse_unmeant
 from depthcut.benching.machine import cpu_name
@@ -124,12 +123,6 @@ def refuse_too_long(models: Mapping[str, Engine], settings: BenchSettings) -> No
                 f"{needed} tokens are timed (--prompt-tokens and --new-tokens), but {name} has "
                 f"{limit} positions: lower them"
             )
-
-
-def random_prompts(vocabulary: int, tokens: int, count: int) -> list[list[int]]:
-    """Random tokens that every vocabulary has, the same each time; more prompts add to fewer."""
-    generator = random.Random(0)
-    return [[generator.randrange(vocabulary) for _ in range(tokens)] for _ in range(count)]
 
 
 def spread(values: Sequence[float]) -> Spread:

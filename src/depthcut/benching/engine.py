@@ -1,5 +1,6 @@
 """What an engine is to a measurement: it opens models, and runs one once at a time."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -71,3 +72,9 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of the model, and restore what opening it changed."""
+
+
+def random_prompts(vocabulary: int, tokens: int, count: int) -> list[list[int]]:
+    """Random tokens that every vocabulary has, the same each time; more prompts add to fewer."""
+    generator = random.Random(0)
+    return [[generator.randrange(vocabulary) for _ in range(tokens)] for _ in range(count)]

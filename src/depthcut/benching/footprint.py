@@ -43,7 +43,7 @@ def measure_footprint(
 
 
 def _main(source: str, settings_json: str, load_json: str) -> None:
-    from depthcut.benching.bench import random_prompts
+    from depthcut.benching.engine import random_prompts
     from depthcut.benching.engines import ENGINES
 
     settings = msgspec.json.decode(settings_json, type=BenchSettings)

@@ -1,5 +1,6 @@
 """Every model's answers to every task, as scores, paired differences and averages."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,7 +128,7 @@ def _difference(model: str, before: _Judged, after: _Judged) -> Difference | Non
         task=after.task.name,
         difference=estimate,
         p_value=pairing.normal_p(estimate)
-        if changed is None
+        if changed is None or not before.by_items
         else pairing.mcnemar(len(changed[0]), len(changed[1])),
         gained=len(changed[0]) if changed else 0,
         lost=len(changed[1]) if changed else 0,
@@ -143,14 +144,22 @@ def _paired(before: _Judged, after: _Judged) -> Estimate | None:
     if sum(sizes) < 2 or max(sizes) < 2:
         return None
     if before.weights:
-        old, new = ([*chain.from_iterable(scores)] for scores in (before.scores, after.scores))
-        return pairing.weighted_paired(old, new, before.weights)
+        return _paired_by_weights(before, after)
     if before.by_items:
         return pairing.pooled_paired(before.scores, after.scores)
     if len(before.members) > 1 and min(sizes) > 1:  # each of its tasks has the same weight
         pairs = zip(before.scores, after.scores, strict=True)
         return pairing.average([pairing.paired(*pair) for pair in pairs])
     return None
+
+
+def _paired_by_weights(before: _Judged, after: _Judged) -> Estimate | None:
+    """Of a mean over words or bytes; None: the score is exp of it, in another unit."""
+    old, new = ([*chain.from_iterable(each.scores or ())] for each in (before, after))
+    mean = pairing.weighted_paired([0.0] * len(old), old, before.weights)
+    if before.value is None or not math.isclose(mean.value, before.value, rel_tol=_SAME):
+        return None
+    return pairing.weighted_paired(old, new, before.weights)
 
 
 def _estimate(judged: _Judged) -> Estimate | None:

@@ -1,18 +1,26 @@
 """What lm-eval says of a run, as answers: the same numbers, item by item."""
 
+import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy
+from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
+
+from depthcut.errors import SettingsError
 from depthcut.evaluation import pairing
 from depthcut.evaluation.benchmarks.answers import Answers, Item, Metric
 from depthcut.evaluation.benchmarks.asked import Asked
-from depthcut.records import Task
+from depthcut.records import Estimate, Task
 
 _QUESTION = 1200
 """Characters of a question and of an answer that are kept, the last and the first ones."""
+
+_RIGHT_CHOICE = ("acc_norm", "acc", "acc_bytes", "acc_mutual_info")
+"""Metrics by which guessing gets one choice of all right."""
 
 _CHIEF = ("acc_norm", "acc", "exact_match", "pass@1", "pass_at_1", "em", "f1", "bits_per_byte")
 """Metrics that stand for a task, the first that it has."""
@@ -66,32 +74,44 @@ def _metrics(
     """Values as lm-eval counts them; errors from the items (its bootstrap would take minutes)."""
     found = []
     for key, value in values.items():
-        if _is_value(key) and isinstance(value, int | float):
+        if _is_value(key) and (number := _number(value)) is not None:
             metric, _, filtered = key.partition(",")
             name = _name(metric, filtered, single)
-            stderr = _stderr(name, float(value), parts)
-            found.append(Metric(name=name, value=float(value), stderr=stderr))
+            found.append(Metric(name=name, value=number, stderr=_stderr(name, number, parts)))
     return tuple(found)
 
 
 def _stderr(name: str, value: float, parts: Sequence[Sequence[Item]]) -> float | None:
-    """Of a mean over items, words or bytes, or of exp(such a mean); None: it is none of these."""
+    """Of a mean over items, words, bytes or tasks, or of exp(such a mean); None: it is none."""
+    for mean in _means(name, parts):
+        if math.isclose(mean.value, value, rel_tol=_SAME, abs_tol=_SAME):
+            return mean.stderr
+        for sign in (1, -1):  # the delta method; a perplexity is that of minus the log-likelihood
+            if math.isclose(math.exp(min(sign * mean.value, 700.0)), value, rel_tol=_SAME):
+                return value * mean.stderr
+    return None
+
+
+def _means(name: str, parts: Sequence[Sequence[Item]]) -> Iterator[Estimate]:
     items = [item for part in parts for item in part]
-    if max(map(len, parts)) < 2 or not all(name in item.scores for item in items):
-        return None
+    if not all(name in item.scores for item in items):
+        return
     scores = [[item.scores[name] for item in part] for part in parts]
     weights = [item.weights[name] for item in items if name in item.weights]
-    if weights:
-        flat = [score for part in scores for score in part]
-        mean = pairing.weighted_paired([0.0] * len(flat), flat, weights)
-    else:
-        mean = pairing.pooled_estimate(scores)
-    if math.isclose(mean.value, value, rel_tol=_SAME, abs_tol=_SAME):
-        return mean.stderr
-    for sign in (1, -1):  # the delta method; a perplexity is that of minus the log-likelihood
-        if math.isclose(math.exp(min(sign * mean.value, 700.0)), value, rel_tol=_SAME):
-            return value * mean.stderr
-    return None
+    with contextlib.suppress(SettingsError):  # too few to know the error
+        if weights:
+            flat = [score for part in scores for score in part]
+            yield pairing.weighted_paired([0.0] * len(flat), flat, weights)
+        else:
+            yield pairing.pooled_estimate(scores)
+            yield pairing.average([pairing.mean_estimate(part) for part in scores])
+
+
+def _number(value: object) -> float | None:
+    """A score as a number; None: it is none, or no finite one, which says nothing of a mean."""
+    if not isinstance(value, bool | int | float | numpy.integer | numpy.floating | numpy.bool_):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def _name(metric: str, filtered: str, single: bool) -> str:
@@ -134,7 +154,7 @@ def _task_answers(name: str, results: Results, task: Any, asked: Asked, group: s
             items_in_all=int(counted["original"]),
             metric=chief,
             higher_is_better=higher is not False,
-            chance=_chance(output, chief, samples, higher is not False),
+            chance=_chance(output, chief, samples, task, higher=higher is not False),
         ),
         metrics=metrics,
         items=items,
@@ -149,18 +169,22 @@ def _source(config: Mapping[str, Any]) -> str:
     return " ".join(str(each) for each in parts if each)
 
 
-def _chance(output: str, chief: str, samples: Sequence[Any], higher: bool) -> float | None:
-    if output == "multiple_choice" and chief in ("acc", "acc_norm") and samples:
-        return sum(1 / len(each["arguments"]) for each in samples) / len(samples)
+def _chance(
+    output: str, chief: str, samples: Sequence[Any], task: Any, *, higher: bool
+) -> float | None:
+    metric = chief.partition("/")[0]
+    if output == "multiple_choice" and metric in _RIGHT_CHOICE and samples:
+        return sum(1 / len(_asked(each, task)) for each in samples) / len(samples)
     texts = output in ("generate_until", "loglikelihood")
-    return 0.0 if texts and higher and chief.partition("/")[0] in _CHIEF else None
+    return 0.0 if texts and higher and metric in _CHIEF else None
 
 
 def _group_answers(
     name: str, results: Results, members: Sequence[Answers], asked: Asked
 ) -> Answers:
     values = results["groups"][name]
-    single = len(_filters(values)) == 1
+    every = (_filters(results["results"][each.task.name]) for each in members)
+    single = len(_filters(values).union(*every)) == 1  # as its tasks name their metrics
     metrics = _metrics(values, [each.items for each in members], single)
     tasks = [each.task for each in members]
     items = sum(each.items for each in tasks)
@@ -201,9 +225,9 @@ def _item(samples: Sequence[Mapping[str, Any]], task: Any, chief: str, *, single
     for sample in samples:
         for metric in sample["metrics"]:
             name, value = _name(metric, sample["filter"], single), sample[metric]
-            if isinstance(value, bool | int | float):
-                scores[name] = float(value)
-            elif _is_weighted(value):
+            if (number := _number(value)) is not None:
+                scores[name] = number
+            elif _is_weighted(metric, value, task):
                 loglikelihood, weight = map(float, value)
                 in_bits = math.log(2) if metric == "bits_per_byte" else 1.0
                 scores[name] = -loglikelihood / (weight * in_bits) if weight else 0.0
@@ -220,12 +244,13 @@ def _item(samples: Sequence[Mapping[str, Any]], task: Any, chief: str, *, single
     )
 
 
-def _is_weighted(value: object) -> bool:
-    """Log-likelihood and how many words or bytes it is of, as lm-eval's rolling tasks say it."""
-    return (
-        isinstance(value, tuple | list)
-        and len(value) == 2
-        and all(isinstance(each, int | float) for each in value)
+def _is_weighted(metric: str, value: Any, task: Any) -> bool:
+    """Log-likelihood and how many words or bytes it is of, as lm-eval's rolling tasks say it.
+
+    By what the metric does with it: f1 takes pairs of right and given.
+    """
+    return task.aggregation().get(metric) in (weighted_perplexity, bits_per_byte) and all(
+        _number(each) is not None for each in value
     )
 
 
@@ -240,7 +265,7 @@ def _question(sample: Mapping[str, Any], task: Any) -> str:
 
 
 def _right_and_answer(sample: Mapping[str, Any], task: Any, chief: str) -> tuple[str, str]:
-    arguments, given = sample["arguments"], sample["filtered_resps"]
+    arguments, given = _asked(sample, task), sample["filtered_resps"]
     if task.OUTPUT_TYPE == "multiple_choice":
         choices = _choices(arguments)
         likelihoods = [_log_likelihood(each) for each in given[: len(choices)]]
@@ -257,6 +282,13 @@ def _right_and_answer(sample: Mapping[str, Any], task: Any, chief: str) -> tuple
     if task.OUTPUT_TYPE == "generate_until":
         return str(sample["target"]), str(sample["resps"][0][0]).strip()
     return "", ""
+
+
+def _asked(sample: Mapping[str, Any], task: Any) -> Sequence[Any]:
+    """The requests of a question, without those that ask for its choices alone."""
+    arguments: Sequence[Any] = sample["arguments"]
+    doubled = "acc_mutual_info" in getattr(task, "_metric_fn_list", ())
+    return arguments[: len(arguments) // 2] if doubled else arguments
 
 
 def _log_likelihood(given: Any) -> float:
@@ -284,9 +316,11 @@ def _differing(text: str, others: Sequence[str]) -> str:
 
 def _right_choice(sample: Mapping[str, Any], task: Any, choices: Sequence[str]) -> str:
     target = sample["target"]
-    contexts = {str(each[0]) for each in sample["arguments"]}
+    contexts = {str(each[0]) for each in _asked(sample, task)}
     if len(contexts) > 1:  # the choices stand before one and the same ending
         target = task.doc_to_text(sample["doc"])
-    if isinstance(target, int) and 0 <= target < len(choices):
-        return choices[target]
-    return str(target).strip()
+    several = target if isinstance(target, list) else [target]
+    return " / ".join(
+        choices[each] if isinstance(each, int) and 0 <= each < len(choices) else str(each).strip()
+        for each in several
+    )

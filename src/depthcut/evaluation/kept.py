@@ -2,6 +2,8 @@
 
 import gzip
 import logging
+import tempfile
+import zlib
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +25,7 @@ def find(key: str, kind: type[R]) -> R | None:
         return msgspec.json.decode(gzip.decompress(_place(key).read_bytes()), type=kind)
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, msgspec.DecodeError) as error:
+    except (OSError, EOFError, zlib.error, msgspec.DecodeError) as error:
         _log.debug("measured anew: %s", error)
         return None
 
@@ -38,9 +40,20 @@ def keep(key: str, record: Record) -> None:
 
 
 def half_done(key: str) -> Path:
-    """Where what is being measured may keep its parts, so that a killed command goes on."""
+    """Where what is being measured may keep its parts, so that a killed command goes on.
+
+    Raises:
+        OutputError: The cache cannot be written.
+    """
     folder = cache_folder() / "evaluations"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OutputError(
+            f"answers cannot be kept in {folder}: {error.strerror}; let DEPTHCUT_CACHE name a "
+            "folder that can be written"
+        ) from error
     return folder / f"{key}.parts"
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from transformers import PreTrainedModel
 
-from depthcut.errors import MissingExtraError, SettingsError, SourceError
+from depthcut.errors import CheckpointError, MissingExtraError, SettingsError, SourceError
 from depthcut.evaluation.benchmarks.answers import Answers, Unit
 from depthcut.evaluation.benchmarks.asked import Asked
 from depthcut.model.loading import LoadedModel, load
@@ -242,3 +243,69 @@ def test_the_tokenizer_is_left_as_it_was(
     fresh.tokenizer.pad_token = None
     answer("colours", fresh, settings, tmp_path)
     assert fresh.tokenizer.pad_token is None
+
+
+def test_likelihoods_that_are_no_numbers_are_told_not_counted(
+    settings: EvaluateSettings, tmp_path: Path
+) -> None:
+    # The first of four NaNs would be taken as the likeliest: a broken model would guess.
+    model = build_tiny("llama", layers=2)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(float("nan"))
+    tiny_tokenizer(save_tiny(model, tmp_path / "broken"))
+    broken = load(tmp_path / "broken", LoadSettings())
+    for name in ("colours", "pages"):
+        with pytest.raises(CheckpointError, match=r"broken gives is not a number: its weights"):
+            answer(name, broken, settings, tmp_path)
+
+
+def test_a_model_without_a_tokenizer_is_refused(
+    loaded: LoadedModel, settings: EvaluateSettings, tmp_path: Path
+) -> None:
+    mute = LoadedModel(loaded.model, None, loaded.facts, loaded.folder)
+    with pytest.raises(SettingsError, match="has no tokenizer, and questions are text"):
+        answer("colours", mute, settings, tmp_path)
+
+
+def with_file(tmp_path: Path, written: str) -> EvaluateSettings:
+    (tmp_path / "mine.yaml").write_text(written)
+    return EvaluateSettings(include=(str(tmp_path),))
+
+
+def test_a_metric_that_nobody_knows_is_refused(
+    tasks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from depthcut.evaluation.benchmarks.harness import Harness
+
+    written = (tasks / "colours.yaml").read_text().replace("task: colours", "task: mine")
+    mine = with_file(tmp_path, written.replace("metric: acc_norm", "metric: acc_nrm"))
+    with pytest.raises(SettingsError, match=r"'acc_nrm', .* \(did you mean acc_norm\?\)"):
+        Harness(mine).load(Asked("mine"))
+    assert "not found" not in capfd.readouterr().err
+
+
+def test_a_task_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    from depthcut.evaluation.benchmarks.harness import Harness
+
+    mine = with_file(tmp_path, "task: mine\n  path: [never closed\n")
+    with pytest.raises(SourceError, match=r"mine\.yaml is no task file that lm-eval can read"):
+        Harness(mine).load(Asked("mine"))
+
+
+def test_a_file_without_questions_is_told(tasks: Path, tmp_path: Path) -> None:
+    from depthcut.evaluation.benchmarks.harness import Harness
+
+    (tmp_path / "none.jsonl").touch()
+    written = (tasks / "colours.yaml").read_text().replace("task: colours", "task: mine")
+    mine = with_file(
+        tmp_path, written.replace(str(tasks / "items.jsonl"), str(tmp_path / "none.jsonl"))
+    )
+    with pytest.raises(SourceError, match=r"none\.jsonl holds no questions"):
+        Harness(mine).load(Asked("mine"))
+
+
+def test_a_set_is_suggested_too(settings: EvaluateSettings) -> None:
+    from depthcut.evaluation.benchmarks.harness import Harness
+
+    with pytest.raises(SettingsError, match=r"did you mean standard\?"):
+        Harness(settings).load(Asked("standart"))

@@ -71,7 +71,8 @@ def asked_tasks(settings: EvaluateSettings) -> tuple[Asked, ...]:
     """What --tasks names, sets resolved, in order, each once.
 
     Raises:
-        SettingsError: No number of examples behind a colon, or a task with two of them.
+        SettingsError: No name at all, no number of examples behind a colon, or a task with two of
+            them.
         SourceError: A folder of --include or --data is not there.
         MissingExtraError: lm-eval is not installed.
     """
@@ -83,6 +84,10 @@ def asked_tasks(settings: EvaluateSettings) -> tuple[Asked, ...]:
                     f"--tasks asks for {each.name} twice ({other.words} and {each.words}): "
                     "evaluate in two commands"
                 )
+    if settings.tasks and not found:
+        raise SettingsError(
+            f"--tasks names no task: expected names such as arc_easy, or a set ({', '.join(SETS)})"
+        )
     for option, folder in (("include", each) for each in settings.include):
         _refuse_no_folder(option, folder)
     if settings.data is not None:
@@ -132,8 +137,15 @@ def task_folders(settings: EvaluateSettings) -> tuple[Path, ...]:
 def definitions_digest(settings: EvaluateSettings) -> str:
     """What the task files say that are not lm-eval's own, and where their data lies."""
     digest = hashlib.sha256()
-    for folder in {TASK_FILES: None, **dict.fromkeys(task_folders(settings))}:
-        for path in sorted(folder.rglob("*")):
+    every = [
+        (folder, folder.rglob("*"))
+        for folder in {TASK_FILES: None, **dict.fromkeys(task_folders(settings))}
+    ]
+    named = {Path(name.partition(":")[0]) for name in _names(settings)}  # --tasks my/task.yaml
+    beside = {path.parent for path in named if path.is_file()}
+    every += [(folder, folder.iterdir()) for folder in sorted(beside)]
+    for folder, paths in every:
+        for path in sorted(paths):
             if path.suffix in (".yaml", ".py") or path.name.endswith("_yaml"):
                 digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
     data = "" if settings.data is None else str(Path(settings.data).resolve())

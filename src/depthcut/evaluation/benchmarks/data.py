@@ -30,6 +30,9 @@ def why_unread(name: str, config: Config, folder: str | None, error: Exception) 
     if missing:
         where = f", or leave --data out where the hub can be reached (it is {hub})" if hub else ""
         return f"the data of {name} is not here: {missing[0]} is missing; put it there{where}"
+    empty = [file for file in local_files(config, folder) if not Path(file).stat().st_size]
+    if empty:
+        return f"the data of {name} is empty: {empty[0]} holds no questions"
     if config.get("dataset_path") and not local_files(config, folder):
         return (
             f"the data of {name} is {config['dataset_path']} on the hub, which did not answer "
@@ -37,7 +40,7 @@ def why_unread(name: str, config: Config, folder: str | None, error: Exception) 
             "--data, and where depthcut does not know the task a folder of task files with "
             "--include"
         )
-    return f"the data of {name} cannot be read: {reason}"
+    return f"{name} cannot be loaded: {reason}; look into its task file and its data"
 
 
 def _flat(named: object) -> Iterator[str]:

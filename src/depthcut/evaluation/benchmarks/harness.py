@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import math
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,15 +19,16 @@ import torch
 from lm_eval import evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CachingLM
-from lm_eval.api.registry import get_model
+from lm_eval.api.registry import METRIC_REGISTRY, get_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from depthcut.errors import SettingsError, SourceError, nearest
+from depthcut.errors import CheckpointError, SettingsError, SourceError, nearest
 from depthcut.evaluation.benchmarks.answers import Unit, digests
-from depthcut.evaluation.benchmarks.asked import Asked, harness_version, task_folders
+from depthcut.evaluation.benchmarks.asked import SETS, Asked, harness_version, task_folders
 from depthcut.evaluation.benchmarks.data import Config, local_files, why_unread
 from depthcut.evaluation.benchmarks.transcripts import answers_in
 from depthcut.model.batching import fitting_batch_size
@@ -56,13 +58,13 @@ class Harness:
         """A task or group, with its data.
 
         Raises:
-            SettingsError: lm-eval knows no such task.
-            SourceError: Its data cannot be had.
+            SettingsError: lm-eval knows no such task, or not its metric.
+            SourceError: Its file or data cannot be had.
         """
         if asked not in self._tasks:
             manager, folder = self._manager(asked.name), self._settings.data
             try:
-                with _quiet(), _in_folder(folder):
+                with _quiet(logging.CRITICAL), _in_folder(folder):
                     tasks = dict(manager.load([asked.name]))
             except Exception as error:  # whatever data sets raise: there are many kinds
                 config = _config(asked.name, manager)
@@ -70,6 +72,7 @@ class Harness:
             for name, task in tasks["tasks"].items():
                 _refuse_unconfined(name, task)
                 _refuse_leaking(name, task, asked)
+                _refuse_unscored(name, task)
             self._tasks[asked] = tasks
         return self._tasks[asked]
 
@@ -83,11 +86,14 @@ class Harness:
                 It is removed at the end.
 
         Raises:
-            SettingsError: No such task, no chat template, or an engine that is not there.
+            SettingsError: No such task, no tokenizer or chat template, or an engine that is not
+                there.
             SourceError: The data cannot be had.
+            CheckpointError: A likelihood is not a number.
         """
         started, settings, ranks = time.monotonic(), self._settings, all_ranks()
         tasks = self.load(asked)
+        _refuse_no_tokenizer(loaded)
         _refuse_no_template(loaded, settings)
         limit = asked.limit if settings.limit is None else settings.limit
         _set_shots(tasks, asked)
@@ -128,10 +134,11 @@ class Harness:
             return own
         every = _indexed(folders, everything=True)
         if name not in every.all_tasks and not Path(name).is_file():
+            _refuse_broken_files(self._settings.include)
             raise SettingsError(
                 f"lm-eval {harness_version()} knows no task {name!r}"
-                f"{nearest(name, every.all_tasks)}; `lm_eval ls tasks` prints all names, --include "
-                "takes a folder of your own"
+                f"{nearest(name, (*SETS, *every.all_tasks))}; `lm_eval ls tasks` prints all names, "
+                "--include takes a folder of your own"
             )
         return every
 
@@ -157,6 +164,16 @@ def _config(name: str, manager: TaskManager) -> Config:
     return {**_config(str(first.get("task", first.get("group", ""))), manager), **first}
 
 
+def _refuse_broken_files(folders: Sequence[str]) -> None:
+    """Name a file of the user's that lm-eval passes over in silence, since it cannot read it."""
+    for path in (path for folder in folders for path in sorted(Path(folder).rglob("*.yaml"))):
+        try:
+            load_yaml(path, resolve_func=False, recursive=False)
+        except Exception as error:  # whatever YAML and lm-eval raise
+            reason = " ".join(str(error).split())
+            raise SourceError(f"{path} is no task file that lm-eval can read: {reason}") from error
+
+
 def _refuse_unconfined(name: str, task: Any) -> None:
     metadata = task.config.metadata or {}
     if task.config.unsafe_code and not metadata.get("sandboxed"):
@@ -177,6 +194,19 @@ def _refuse_leaking(name: str, task: Any, asked: Asked) -> None:
             f"{name} has no examples of its own here, and would show its questions as examples: "
             f"ask for {name}:0"
         )
+
+
+def _refuse_unscored(name: str, task: Any) -> None:
+    """Refuse metrics that would be left out with nothing said."""
+    if task.config.process_results is not None:
+        return  # it scores by itself
+    for metric, score in getattr(task, "_metric_fn_list", {}).items():
+        if score is None:
+            raise SettingsError(
+                f"{name} is scored by {metric!r}, which is no metric of lm-eval"
+                f"{nearest(metric, METRIC_REGISTRY)} and none of the evaluate library that can be "
+                "had here: mend metric_list in its file"
+            )
 
 
 class _Answerer(HFLM):  # type: ignore[misc]
@@ -202,10 +232,20 @@ class _Answerer(HFLM):  # type: ignore[misc]
 
         class Counting:
             def add_partial(self, attr: str, req: Any, res: Any) -> None:
+                answerer._refuse_no_number(res)
                 cache_hook.add_partial(attr, req, res)
                 answerer._advance(1)
 
         self.cache_hook = Counting()
+
+    def _refuse_no_number(self, answer: Any) -> None:
+        """Of choices that are all NaN the first would count as the model's answer."""
+        likelihood = answer[0] if isinstance(answer, tuple | list) else answer
+        if isinstance(likelihood, float) and math.isnan(likelihood):
+            raise CheckpointError(
+                f"a likelihood that {self._loaded.facts.source} gives is not a number: its weights "
+                "are broken, or overflow in this type; try --dtype float32"
+            )
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
@@ -307,6 +347,14 @@ def _drawn(tasks: Mapping[str, Any], limit: int, seed: int) -> dict[str, list[in
     return found
 
 
+def _refuse_no_tokenizer(loaded: LoadedModel) -> None:
+    if loaded.tokenizer is None:
+        raise SettingsError(
+            f"{loaded.facts.source} has no tokenizer, and questions are text: put the files of its "
+            "tokenizer into its folder, or leave --tasks out"
+        )
+
+
 def _refuse_no_template(loaded: LoadedModel, settings: EvaluateSettings) -> None:
     if settings.chat_template and not getattr(loaded.tokenizer, "chat_template", None):
         raise SettingsError(
@@ -325,7 +373,7 @@ def _no_bar(*args: Any, **options: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(level: int = logging.ERROR) -> Iterator[None]:
     """lm-eval and datasets without their bars and notices: depthcut shows its own."""
     import datasets
 
@@ -334,15 +382,15 @@ def _quiet() -> Iterator[None]:
     modules: list[Any] = [lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface]
     bars = datasets.are_progress_bars_disabled()
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(level)
     for module in modules:
         module.tqdm = _no_bar
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)
         for module in modules:
             module.tqdm = tqdm
         if not bars:

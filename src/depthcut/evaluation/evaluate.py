@@ -174,8 +174,8 @@ class _Answered:
     def _found(self, asked: Asked, candidate: Candidate) -> Unit | None:
         if self._fresh:
             return None
-        unit = _of_first(lambda: find(self._key(asked, candidate), Unit))
-        return unit if unit is not None and unit.holds else None
+        key = self._key(asked, candidate)
+        return _of_first(lambda: unit if (unit := find(key, Unit)) and unit.holds else None)
 
     def _key(self, asked: Asked, candidate: Candidate) -> str:
         return answers_key(asked, candidate.facts.digest, self._settings, self._load)

@@ -79,7 +79,7 @@ def _head(name: str, folder: Path) -> str:
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: "{folder / "items.jsonl"}", dev: "{folder / "dev.jsonl"}"}}}}
 test_split: test
-{"fewshot_split: dev" if name == "colours" else ""}
+{"fewshot_split: dev" if name in ("colours", "endings") else ""}
 metadata: {{version: 1.5}}
 """
 

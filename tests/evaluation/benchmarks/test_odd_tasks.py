@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from depthcut.errors import SettingsError
 from depthcut.evaluation.benchmarks.answers import Answers, Unit
 from depthcut.evaluation.benchmarks.asked import Asked
 from depthcut.evaluation.benchmarks.results import task_results
@@ -71,6 +72,9 @@ metric_list: [{{metric: acc, {_MEAN}}}]
         for name in ("flat_a", "flat_b")
     },
 }
+_TASKS["shown"] = f"{_TASKS['flat_a']}fewshot_split: few\n"
+_TASKS["among"] = f"{_TASKS['flat_a']}fewshot_split: test\n"
+_TASKS["drawing"] = f"{_TASKS['flat_a']}custom_dataset: !function odd.drawn\n"
 _GROUPS = {
     "twice": """
 task: [twice_a, twice_b]
@@ -82,7 +86,14 @@ aggregate_metric_list: [{metric: acc, weight_by_size: false}]
 """,
 }
 _ODD = """
+import random
+
+import datasets
 import numpy
+
+def drawn(**options):
+    items = [{"question": str(random.random()), "choices": ["a", "b"], "right": 0}] * 3
+    return {"test": datasets.Dataset.from_list(items)}
 
 def pairs(doc, results):
     said = max(range(len(results)), key=lambda place: results[place][0])
@@ -137,6 +148,25 @@ def answer(name: str, loaded: LoadedModel, settings: EvaluateSettings, parts: Pa
 def the_only(unit: Unit) -> Answers:
     (found,) = unit.answers
     return found
+
+
+def test_more_examples_than_there_are_are_refused(settings: EvaluateSettings) -> None:
+    from depthcut.evaluation.benchmarks.harness import Harness
+
+    Harness(settings).load(Asked("shown", 3))
+    with pytest.raises(SettingsError, match="shown has 3 examples: ask for shown:3 or fewer"):
+        Harness(settings).load(Asked("shown", 4))
+    with pytest.raises(SettingsError, match="among has 7 examples: ask for among:7 or fewer"):
+        Harness(settings).load(Asked("among", 8))
+
+
+def test_what_a_task_draws_while_it_is_loaded_is_drawn_alike_each_time(
+    settings: EvaluateSettings,
+) -> None:
+    from depthcut.evaluation.benchmarks.harness import Harness
+
+    both = [Harness(settings).load(Asked("drawing"))["tasks"]["drawing"] for _ in range(2)]
+    assert both[0].dataset["test"]["question"] == both[1].dataset["test"]["question"]
 
 
 def test_requests_for_the_choices_alone_are_no_choices(

@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,7 +64,7 @@ class Harness:
         if asked not in self._tasks:
             manager, folder = self._manager(asked.name), self._settings.data
             try:
-                with _quiet(logging.CRITICAL), _in_folder(folder):
+                with _quiet(logging.CRITICAL), _seeded(), _in_folder(folder):
                     tasks = dict(manager.load([asked.name]))
             except Exception as error:  # whatever data sets raise: there are many kinds
                 config = _config(asked.name, manager)
@@ -72,6 +72,7 @@ class Harness:
             for name, task in tasks["tasks"].items():
                 _refuse_unconfined(name, task)
                 _refuse_leaking(name, task, asked)
+                _refuse_too_many(name, task, asked)
                 _refuse_unscored(name, task)
             self._tasks[asked] = tasks
         return self._tasks[asked]
@@ -97,7 +98,8 @@ class Harness:
         _refuse_no_template(loaded, settings)
         limit = asked.limit if settings.limit is None else settings.limit
         _set_shots(tasks, asked)
-        with _quiet(), _seeded():
+        _deal_out(tasks["tasks"], ranks)
+        with _quiet(), _seeded(loaded.device):
             results = evaluate(
                 lm=CachingLM(
                     _answerer(loaded, asked.words, settings, ranks), f"{parts}_rank{ranks.rank}.db"
@@ -186,10 +188,9 @@ def _refuse_unconfined(name: str, task: Any) -> None:
 def _refuse_leaking(name: str, task: Any, asked: Asked) -> None:
     """Refuse examples that would be drawn from the questions."""
     config = task.config
-    shots = config.num_fewshot if asked.shots is None else asked.shots
-    others = (config.training_split, config.validation_split, config.fewshot_split)
+    others = (task.has_training_docs(), task.has_validation_docs(), config.fewshot_split)
     own = getattr(config.fewshot_config, "samples", None)
-    if shots and not any(others) and not own:
+    if _shots(task, asked) and not any(others) and not own:
         raise SettingsError(
             f"{name} has no examples of its own here, and would show its questions as examples: "
             f"ask for {name}:0"
@@ -207,6 +208,16 @@ def _refuse_unscored(name: str, task: Any) -> None:
                 f"{nearest(metric, METRIC_REGISTRY)} and none of the evaluate library that can be "
                 "had here: mend metric_list in its file"
             )
+
+
+def _refuse_too_many(name: str, task: Any, asked: Asked) -> None:
+    """Refuse more examples than there are: lm-eval would stop in the middle."""
+    if not (shots := _shots(task, asked)) or not hasattr(task, "sampler"):
+        return
+    with_question = task.fewshot_cfg.split == task.config.test_split  # it is drawn, and left out
+    most = len(task.sampler.df) - with_question
+    if shots > most:
+        raise SettingsError(f"{name} has {most} examples: ask for {name}:{most} or fewer")
 
 
 class _Answerer(HFLM):  # type: ignore[misc]
@@ -314,23 +325,47 @@ def _say_nothing(amount: float, note: str = "") -> None:
     pass
 
 
-def _set_shots(tasks: TaskDict, asked: Asked) -> None:
+def _shots(task: Any, asked: Asked) -> int:
     """Examples as asked for, else as the task says; 0 in a task's file is never overruled."""
+    own = task.config.num_fewshot
+    return (own if own == 0 or asked.shots is None else asked.shots) or 0
+
+
+def _set_shots(tasks: TaskDict, asked: Asked) -> None:
     for task in tasks["tasks"].values():
-        own = task.config.num_fewshot
-        shots = own if own == 0 or asked.shots is None else asked.shots
-        task.set_config(key="num_fewshot", value=shots or 0)
+        task.set_config(key="num_fewshot", value=_shots(task, asked))
         task.set_fewshot_seed(seed=_SEEDS["torch"])
 
 
+def _deal_out(tasks: Mapping[str, Any], ranks: Ranks) -> None:
+    """Let each process ask its part of what one alone would ask, with the same examples.
+
+    lm-eval deals out the questions before it draws examples: each process then draws others.
+    """
+
+    def build(task: Any, **options: Any) -> None:
+        type(task).build_all_requests(task, **{**options, "rank": 0, "world_size": 1})
+        questions = 1 + max(each.doc_id for each in task.instances)
+        if questions < ranks.count:
+            raise SettingsError(
+                f"{task.task_name}: {questions} questions for {ranks.count} processes; start "
+                "fewer of them, or ask more"
+            )
+        task._instances = [each for each in task.instances if ranks.takes(each.doc_id)]
+
+    for task in tasks.values():
+        if ranks.count > 1:
+            task.build_all_requests = partial(build, task)
+
+
 @contextlib.contextmanager
-def _seeded() -> Iterator[None]:
+def _seeded(device: torch.device | None = None) -> Iterator[None]:
     """lm-eval's own seeds, for tasks that draw; what was drawn before goes on as if it had not."""
     state, numpy_state = random.getstate(), numpy.random.get_state()
     random.seed(_SEEDS["python"])
     numpy.random.seed(_SEEDS["numpy"])
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([device] if device and device.type == "cuda" else []):
             torch.manual_seed(_SEEDS["torch"])
             yield
     finally:

@@ -263,6 +263,32 @@ def test_an_output_that_exists(
     assert "exists already" in refused("slice", model, plan, "--out", tmp_path / "out")
 
 
+def test_an_output_that_cannot_be_is_told_before_anything_is_measured(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "folder" / "out.json"
+    for command in ("survey", "search", "evaluate", "bench"):
+        # A model that is not there would be told first, were it looked at.
+        line = refused(command, tmp_path / "no model", "--out", out)
+        assert f"cannot write {out}: Not a directory; choose another --out" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_model_named_twice(refused: Callable[..., str], model: Path, tmp_path: Path) -> None:
+    line = refused("evaluate", model, model, "--out", tmp_path / "out.json")
+    assert "a model is named twice: name each once" in line
+
+
+def test_a_report_of_what_is_no_folder(
+    refused: Callable[..., str], model: Path, tmp_path: Path
+) -> None:
+    for place in (tmp_path / "none", model / "config.json"):
+        assert f"{place} is no folder: give the one that holds the records" in refused(
+            "report", place
+        )
+
+
 def test_a_device_that_is_not_there(
     refused: Callable[..., str], model: Path, text: Path, tmp_path: Path
 ) -> None:

@@ -421,6 +421,8 @@ def evaluate(
 
     settings, load = settings or EvaluateSettings(), load or LoadSettings()
     named = models if isinstance(models, Mapping) else {str(source): source for source in models}
+    if len(named) < len(models):
+        raise SettingsError("a model is named twice: name each once")
     reading = None
     if settings.tokens:
         text = _text(settings, texts)

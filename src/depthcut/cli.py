@@ -376,10 +376,9 @@ def bench(
         models: One or more models, for llama.cpp .gguf files; the first is the reference.
     """
     from depthcut import api
-    from depthcut.files import refuse_existing
 
     _use_token(common.token)
-    refuse_existing(out)
+    _refuse_existing(out)
     record = api.bench(models, settings, load=load, out=out)
     if not _print_json(record, common):
         from depthcut.reporting.terminal import bench_table, show
@@ -603,12 +602,13 @@ def _let_first_speak() -> None:
 
 
 def _refuse_existing(*paths: Path | None) -> None:
-    """Refuse results that are there already, in the process that would write them."""
-    from depthcut.files import refuse_existing
+    """Refuse results that are there already or cannot be, in the process that would write them."""
+    from depthcut.files import refuse_existing, refuse_unwritable
 
     if launched().rank == 0:
         for path in filter(None, paths):
             refuse_existing(path)
+            refuse_unwritable(path)
 
 
 def _run(recipe: Recipe, out: Path, *, overwrite: bool) -> None:

@@ -160,6 +160,18 @@ def refuse_existing(path: Path) -> None:
         raise OutputError(f"{path} exists already: choose another --out, or remove it first")
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Raise OutputError if a new file cannot be made at `path`; nothing is left there.
+
+    Of parents that are yet to be made, the nearest one that is there is tried.
+    """
+    parent = path.absolute().parent
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    with _explained(path, 0):
+        tempfile.TemporaryFile(dir=parent).close()
+
+
 def _prefix(path: Path) -> str:
     return f".{path.name}.partial-"
 

@@ -147,10 +147,12 @@ def read_results(folder: Path) -> Results:
     if results.bench and not results.bench.models:
         raise RecordError(f"{folder / PLACES['bench']} times no model: bench one")
     if not any(getattr(results, name) for name in PLACES):
+        if not folder.is_dir():
+            raise RecordError(f"{folder} is no folder: give the one that holds the records")
         looked_for = ", ".join(PLACES.values())
         raise RecordError(
             f"nothing to report in {folder}: looked for {looked_for}; "
-            "give the folder that depthcut run --out wrote"
+            "give the folder of a run, or the one that holds what depthcut evaluate or bench wrote"
         )
     return results
 

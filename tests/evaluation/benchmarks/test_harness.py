@@ -1,5 +1,6 @@
 """lm-eval as a library: its numbers, its items, and what happens when something is missing."""
 
+import logging
 from pathlib import Path
 
 import msgspec
@@ -309,3 +310,18 @@ def test_a_set_is_suggested_too(settings: EvaluateSettings) -> None:
 
     with pytest.raises(SettingsError, match=r"did you mean standard\?"):
         Harness(settings).load(Asked("standart"))
+
+
+def test_long_questions_bring_no_notice_of_transformers(
+    tasks: Path, loaded: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = (tasks / "colours.yaml").read_text().replace("task: colours", "task: mine")
+    mine = with_file(tmp_path, written.replace("{{question}}", "{{question * 50}}"))
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.WARNING, "transformers"):
+            answer("mine", loaded, msgspec.structs.replace(mine, limit=2), tmp_path)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records

@@ -409,10 +409,11 @@ def _no_bar(*args: Any, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _quiet(level: int = logging.ERROR) -> Iterator[None]:
-    """lm-eval and datasets without their bars and notices: depthcut shows its own."""
+    """lm-eval and what it calls without their bars and notices: depthcut shows its own."""
     import datasets
 
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
+    names = ("lm_eval", "datasets", "huggingface_hub", "transformers")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [each.level for each in loggers]
     modules: list[Any] = [lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface]
     bars = datasets.are_progress_bars_disabled()

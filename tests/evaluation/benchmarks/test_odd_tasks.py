@@ -228,5 +228,14 @@ def test_a_group_that_weighs_its_tasks_alike_has_the_error_of_their_mean(
     values = [task.metrics[0].value for task in tasks]
     errors = [task.metrics[0].stderr or 0.0 for task in tasks]
     assert mean.value == pytest.approx(sum(values) / 2)
+    assert group.task.chance == pytest.approx(sum(task.task.chance or 0 for task in tasks) / 2)
     assert values[0] != values[1]
     assert mean.stderr == pytest.approx(math.hypot(*errors) / 2)
+
+
+def test_a_task_that_comes_by_two_names_is_refused(
+    loaded: LoadedModel, settings: EvaluateSettings, tmp_path: Path
+) -> None:
+    units = [answer(name, loaded, settings, tmp_path) for name in ("flat", "flat_a")]
+    with pytest.raises(SettingsError, match=r"asks for flat_a twice \(in flat and flat_a\)"):
+        task_results({"one": units})

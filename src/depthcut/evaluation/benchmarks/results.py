@@ -60,6 +60,14 @@ class _Judged:
         flat = [score for part in self.scores for score in part]
         return bool(flat) and abs(sum(flat) / len(flat) - self.value) < _SAME
 
+    @cached_property
+    def by_tasks(self) -> bool:
+        """Whether the score is the mean over the tasks, each with the same weight."""
+        if self.weights or not self.scores or self.value is None or not all(self.scores):
+            return False
+        means = [sum(part) / len(part) for part in self.scores]
+        return abs(sum(means) / len(means) - self.value) < _SAME
+
 
 def task_results(units: Mapping[str, Sequence[Unit]], *, samples: str = "") -> TaskResults:
     """All models side by side; the first is the reference.
@@ -69,7 +77,8 @@ def task_results(units: Mapping[str, Sequence[Unit]], *, samples: str = "") -> T
         samples: Name of the file that holds every item.
 
     Raises:
-        SettingsError: Two models were not shown the same questions.
+        SettingsError: Two models were not shown the same questions, or two names of --tasks have
+            a task in common.
     """
     judged = {name: _judged(each) for name, each in units.items()}
     first, *others = judged
@@ -99,9 +108,14 @@ def task_results(units: Mapping[str, Sequence[Unit]], *, samples: str = "") -> T
 
 def _judged(units: Sequence[Unit]) -> dict[str, _Judged]:
     every = [answers for unit in units for answers in unit.answers]
-    found = {}
+    found: dict[str, _Judged] = {}
     for each in every:
-        members = [other for other in every if other.task.group == each.task.name]
+        if (other := found.get(each.task.name)) is not None:
+            raise SettingsError(
+                f"--tasks asks for {each.task.name} twice (in {other.task.asked} and "
+                f"{each.task.asked}): evaluate in two commands"
+            )
+        members = [one for one in every if one.task.group == each.task.name]
         found[each.task.name] = _Judged(each, tuple(members or [each]))
     return found
 
@@ -147,7 +161,7 @@ def _paired(before: _Judged, after: _Judged) -> Estimate | None:
         return _paired_by_weights(before, after)
     if before.by_items:
         return pairing.pooled_paired(before.scores, after.scores)
-    if len(before.members) > 1 and min(sizes) > 1:  # each of its tasks has the same weight
+    if before.by_tasks and min(sizes) > 1:
         pairs = zip(before.scores, after.scores, strict=True)
         return pairing.average([pairing.paired(*pair) for pair in pairs])
     return None
@@ -156,6 +170,8 @@ def _paired(before: _Judged, after: _Judged) -> Estimate | None:
 def _paired_by_weights(before: _Judged, after: _Judged) -> Estimate | None:
     """Of a mean over words or bytes; None: the score is exp of it, in another unit."""
     old, new = ([*chain.from_iterable(each.scores or ())] for each in (before, after))
+    if sum(weight > 0 for weight in before.weights) < 2:
+        return None
     mean = pairing.weighted_paired([0.0] * len(old), old, before.weights)
     if before.value is None or not math.isclose(mean.value, before.value, rel_tol=_SAME):
         return None

@@ -47,10 +47,11 @@ def answers_in(results: Results, tasks: Mapping[str, Any], asked: Asked) -> tupl
         for name, task in tasks["tasks"].items()
     }
     found: list[Answers] = []
-    for group in tasks["groups"]:
+    groups = tasks["groups"]
+    for group in groups:
         members = [leaves[name] for name in leaves if group_of.get(name) == group]
         if members:
-            found += [_group_answers(group, results, members, asked), *members]
+            found += [_group_answers(groups[group], results, members, asked), *members]
     return (*found, *(leaves[name] for name in leaves if name not in group_of))
 
 
@@ -180,32 +181,43 @@ def _chance(
 
 
 def _group_answers(
-    name: str, results: Results, members: Sequence[Answers], asked: Asked
+    group: Any, results: Results, members: Sequence[Answers], asked: Asked
 ) -> Answers:
-    values = results["groups"][name]
+    name, values = group.name, results["groups"][group.name]
     every = (_filters(results["results"][each.task.name]) for each in members)
     single = len(_filters(values).union(*every)) == 1  # as its tasks name their metrics
     metrics = _metrics(values, [each.items for each in members], single)
     tasks = [each.task for each in members]
-    items = sum(each.items for each in tasks)
-    chances = [each.chance for each in tasks]
-    known = [each for each in chances if each is not None]
-    pooled = [chance * task.items for chance, task in zip(known, tasks, strict=False)]
+    chief = _chief(values, single)
     return Answers(
         task=Task(
             name=name,
             asked=asked.words,
             version=str(results["versions"].get(name, "")),
             shots=max(each.shots for each in tasks),
-            items=items,
+            items=sum(each.items for each in tasks),
             items_in_all=sum(each.items_in_all for each in tasks),
-            metric=_chief(values, single),
+            metric=chief,
             higher_is_better=all(each.higher_is_better for each in tasks),
-            chance=sum(pooled) / items if len(known) == len(tasks) else None,
+            chance=_group_chance(group, chief, tasks),
         ),
         metrics=metrics,
         items=(),
     )
+
+
+def _group_chance(group: Any, chief: str, tasks: Sequence[Task]) -> float | None:
+    """The mean over its tasks, weighed as the score is."""
+    metric = chief.partition("/")[0]
+    by_size = all(
+        each.weight_by_size for each in group.aggregate_metric_list if each.metric == metric
+    )
+    weights = [each.items if by_size else 1 for each in tasks]
+    known = [each.chance for each in tasks if each.chance is not None]
+    if len(known) < len(tasks) or metric not in (*_CHIEF, *_RIGHT_CHOICE):
+        return None
+    pooled = (chance * weight for chance, weight in zip(known, weights, strict=True))
+    return sum(pooled) / sum(weights)
 
 
 def _items(

@@ -18,7 +18,7 @@ def test_an_empty_folder_is_refused_with_what_was_looked_for(tmp_path: Path) -> 
 
 
 def test_a_missing_folder_is_refused_too(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="nothing to report in"):
+    with pytest.raises(RecordError, match="typo is no folder: give the one that holds the records"):
         read_results(tmp_path / "typo")
 
 
@@ -121,4 +121,10 @@ def test_speeds_of_no_model_are_refused(tmp_path: Path) -> None:
     empty = msgspec.structs.replace(bench, models=())
     write_record(empty, tmp_path / "bench.json")
     with pytest.raises(RecordError, match="times no model"):
+        read_results(tmp_path)
+
+
+def test_a_record_of_another_version_says_so(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text('{"kind": "evaluation", "speed": 1}')
+    with pytest.raises(RecordError, match=r"is not an evaluation of this .* make it again"):
         read_results(tmp_path)

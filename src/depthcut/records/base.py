@@ -61,16 +61,22 @@ def read_record(path: Path, kind: type[R]) -> R:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError as error:
-        raise RecordError(f"no file {path}: expected a {name} record") from error
+        raise RecordError(f"no file {path}: expected {_a(name)} record") from error
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         found, why = kind_of(path), " ".join(str(error).split())
         if found and found.replace("-", "") != name:
-            raise RecordError(f"{path} is not a {name}: it is a {found}; give a {name}") from error
+            raise RecordError(
+                f"{path} is not {_a(name)}: it is {_a(found)}; give {_a(name)}"
+            ) from error
         raise RecordError(
-            f"{path} is not a {name} of this depthcut: {why}; make it again with this version"
+            f"{path} is not {_a(name)} of this depthcut: {why}; make it again with this version"
         ) from error
+
+
+def _a(name: str) -> str:
+    return f"an {name}" if name[:1] in tuple("aeio") else f"a {name}"
 
 
 def kind_of(path: Path) -> str:

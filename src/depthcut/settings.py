@@ -328,7 +328,7 @@ class EvaluateSettings(TextSettings, frozen=True, kw_only=True):
     limit: int | None = None
     """Questions of each task, at most, drawn by the seed. Default: all."""
     seed: int = 0
-    """Seed of what is drawn: questions, and examples before them."""
+    """Seed of the questions that --limit draws; examples before them are drawn as lm-eval does."""
     chat_template: bool = False
     """Put the questions through the model's chat template."""
     backend: Literal["transformers", "vllm"] = "transformers"

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from depthcut.errors import SettingsError
+from depthcut.errors import SettingsError, SourceError
 from depthcut.evaluation.benchmarks.answers import Answers, Unit
 from depthcut.evaluation.benchmarks.asked import Asked
 from depthcut.evaluation.benchmarks.results import task_results
@@ -75,6 +75,8 @@ metric_list: [{{metric: acc, {_MEAN}}}]
 _TASKS["shown"] = f"{_TASKS['flat_a']}fewshot_split: few\n"
 _TASKS["among"] = f"{_TASKS['flat_a']}fewshot_split: test\n"
 _TASKS["drawing"] = f"{_TASKS['flat_a']}custom_dataset: !function odd.drawn\n"
+_TASKS["long"] = _TASKS["twice_a"].replace("max_gen_toks: 4", "max_gen_toks: 600")
+_TASKS["lacking"] = f"{_TASKS['flat_a']}process_docs: !function lacking.docs\n"
 _GROUPS = {
     "twice": """
 task: [twice_a, twice_b]
@@ -121,6 +123,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> EvaluateSettings:
     for name, kind in _GROUPS.items():
         (folder / f"{name}.yaml").write_text(f"group: {name}\n{kind}")
     (folder / "odd.py").write_text(_ODD)
+    (folder / "lacking.py").write_text("import nobody_has_this\n")
     return EvaluateSettings(include=(str(folder),), batch_size=4)
 
 
@@ -158,6 +161,17 @@ def test_more_examples_than_there_are_are_refused(settings: EvaluateSettings) ->
         Harness(settings).load(Asked("shown", 4))
     with pytest.raises(SettingsError, match="among has 7 examples: ask for among:7 or fewer"):
         Harness(settings).load(Asked("among", 8))
+
+
+def test_what_a_model_or_a_machine_lacks_is_told(
+    loaded: LoadedModel, settings: EvaluateSettings, tmp_path: Path
+) -> None:
+    from depthcut.evaluation.benchmarks.harness import Harness
+
+    with pytest.raises(SettingsError, match=r"long cannot be asked of this model: .*\(600\)"):
+        answer("long", loaded, settings, tmp_path)
+    with pytest.raises(SourceError, match=r"lacking needs a package .* 'nobody_has_this'; install"):
+        Harness(settings).load(Asked("lacking"))
 
 
 def test_what_a_task_draws_while_it_is_loaded_is_drawn_alike_each_time(

@@ -25,6 +25,8 @@ def local_files(config: Config, folder: str | None) -> list[str]:
 def why_unread(name: str, config: Config, folder: str | None, error: Exception) -> str:
     """What to do about data that cannot be read."""
     reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ImportError):
+        return f"{name} needs a package that is not here: {reason}; install it by pip"
     hub = (config.get("metadata") or {}).get("hub")
     missing = [file for file in local_files(config, folder) if not Path(file).is_file()]
     if missing:

@@ -99,7 +99,7 @@ class Harness:
         limit = asked.limit if settings.limit is None else settings.limit
         _set_shots(tasks, asked)
         _deal_out(tasks["tasks"], ranks)
-        with _quiet(), _seeded(loaded.device):
+        with _quiet(), _seeded(loaded.device), _refusing(asked):
             results = evaluate(
                 lm=CachingLM(
                     _answerer(loaded, asked.words, settings, ranks), f"{parts}_rank{ranks.rank}.db"
@@ -124,9 +124,10 @@ class Harness:
                 files=digests(sorted(set(files))),
                 seconds=round(time.monotonic() - started, 3),
             )
-        for path in parts.parent.glob(f"{parts.name}_rank{ranks.rank}*"):
+        answered = cast(Unit, ranks.of_first(unit))
+        for path in parts.parent.glob(f"{parts.name}_rank*"):  # also of more processes, killed
             path.unlink(missing_ok=True)
-        return cast(Unit, ranks.of_first(unit))
+        return answered
 
     def _manager(self, name: str) -> TaskManager:
         """The index that knows a task: that of depthcut's own and the user's folders, or all."""
@@ -335,6 +336,19 @@ def _set_shots(tasks: TaskDict, asked: Asked) -> None:
     for task in tasks["tasks"].values():
         task.set_config(key="num_fewshot", value=_shots(task, asked))
         task.set_fewshot_seed(seed=_SEEDS["torch"])
+
+
+@contextlib.contextmanager
+def _refusing(asked: Asked) -> Iterator[None]:
+    """lm-eval asserts that a task can be put to a model, such as a long answer to a short context.
+
+    Raises:
+        SettingsError: It cannot.
+    """
+    try:
+        yield
+    except AssertionError as error:
+        raise SettingsError(f"{asked.name} cannot be asked of this model: {error}") from error
 
 
 def _deal_out(tasks: Mapping[str, Any], ranks: Ranks) -> None:

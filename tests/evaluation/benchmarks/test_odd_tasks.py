@@ -10,6 +10,7 @@ import pytest
 from depthcut.errors import SettingsError, SourceError
 from depthcut.evaluation.benchmarks.answers import Answers, Unit
 from depthcut.evaluation.benchmarks.asked import Asked
+from depthcut.evaluation.benchmarks.data import local_files
 from depthcut.evaluation.benchmarks.results import task_results
 from depthcut.model.loading import LoadedModel, load
 from depthcut.settings import EvaluateSettings, LoadSettings
@@ -253,3 +254,11 @@ def test_a_task_that_comes_by_two_names_is_refused(
     units = [answer(name, loaded, settings, tmp_path) for name in ("flat", "flat_a")]
     with pytest.raises(SettingsError, match=r"asks for flat_a twice \(in flat and flat_a\)"):
         task_results({"one": units})
+
+
+def test_a_pattern_of_files_stands_for_those_that_match(tmp_path: Path) -> None:
+    for name in ("one.jsonl", "two.jsonl", "other.txt"):
+        (tmp_path / name).write_text("{}")
+    config = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "*.jsonl"}}}
+    found = [Path(each).name for each in local_files(config, str(tmp_path))]
+    assert found == ["one.jsonl", "two.jsonl"]

@@ -1,6 +1,7 @@
 """Where the data of tasks lies: files in a folder, or data sets of the hub."""
 
 from collections.abc import Iterator, Mapping
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ def local_files(config: Config, folder: str | None) -> list[str]:
     if named is None or config.get("dataset_path") not in ("json", "csv", "parquet", "text"):
         return []
     base = Path(folder or ".")
-    return [str((base / each).resolve()) for each in _flat(named) if "://" not in each]
+    local = (str((base / each).resolve()) for each in _flat(named) if "://" not in each)
+    return [file for each in local for file in (_matching(each) or [each])]
+
+
+def _matching(name: str) -> list[str]:
+    """The files that a pattern such as data/*.jsonl stands for, as datasets reads them."""
+    return sorted(glob(name, recursive=True)) if has_magic(name) else []  # noqa: PTH207
 
 
 def why_unread(name: str, config: Config, folder: str | None, error: Exception) -> str:

@@ -325,3 +325,12 @@ def test_long_questions_bring_no_notice_of_transformers(
     finally:
         logger.removeHandler(caplog.handler)
     assert not caplog.records
+
+
+def test_damaged_answers_of_a_killed_command_are_asked_again(
+    loaded: LoadedModel, settings: EvaluateSettings, tmp_path: Path
+) -> None:
+    whole = the_only(answer("endings", loaded, settings, tmp_path))
+    (tmp_path / "parts_rank0.db").write_bytes(b"no database" * 100)
+    assert the_only(answer("endings", loaded, settings, tmp_path)) == whole
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ import copy
 import logging
 import math
 import random
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -99,11 +100,11 @@ class Harness:
         limit = asked.limit if settings.limit is None else settings.limit
         _set_shots(tasks, asked)
         _deal_out(tasks["tasks"], ranks)
+        kept = Path(f"{parts}_rank{ranks.rank}.db")
+        _discard_damaged(kept)
         with _quiet(), _seeded(loaded.device), _refusing(asked):
             results = evaluate(
-                lm=CachingLM(
-                    _answerer(loaded, asked.words, settings, ranks), f"{parts}_rank{ranks.rank}.db"
-                ),
+                lm=CachingLM(_answerer(loaded, asked.words, settings, ranks), str(kept)),
                 task_dict=tasks,
                 samples=None if limit is None else _drawn(tasks["tasks"], limit, settings.seed),
                 bootstrap_iters=0,  # the errors come from the items
@@ -165,6 +166,22 @@ def _config(name: str, manager: TaskManager) -> Config:
         return config
     first = members[0] if isinstance(members[0], dict) else {"task": members[0]}
     return {**_config(str(first.get("task", first.get("group", ""))), manager), **first}
+
+
+def _discard_damaged(answered: Path) -> None:
+    """Remove answers kept on the way that cannot be read, such as a power cut may leave."""
+    if not answered.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(answered)) as file:
+            whole = file.execute("PRAGMA quick_check").fetchone() == ("ok",)
+    except sqlite3.OperationalError:  # another command is writing it
+        return
+    except sqlite3.DatabaseError:
+        whole = False
+    if not whole:
+        for path in answered.parent.glob(f"{answered.name}*"):  # its journal too
+            path.unlink()
 
 
 def _refuse_broken_files(folders: Sequence[str]) -> None:

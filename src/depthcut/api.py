@@ -646,14 +646,22 @@ def _candidate(
     load: LoadSettings,
 ) -> Candidate:
     """A model to be judged, loaded only when it is asked for, if its files say what it is."""
-    from depthcut.evaluation.candidates import Candidate
+    from depthcut.checkpoint.companions import companions_digest
+    from depthcut.checkpoint.folder import model_facts, open_checkpoint
+    from depthcut.evaluation.candidates import Candidate, tokenizer_digest
+    from depthcut.model.sources import locate
 
     if isinstance(model, str | Path):
         with contextlib.suppress(ArchitectureError):  # cannot be cut, and yet be measured
-            known = facts(model, load=load)
-            return Candidate(name, known, lambda: _loaded(model, tokenizer, load))
+            checkpoint = open_checkpoint(locate(model, load))
+            return Candidate(
+                name,
+                model_facts(checkpoint, source=str(model)),
+                lambda: _loaded(model, tokenizer, load),
+                reads=companions_digest(checkpoint.folder, checkpoint.config),
+            )
     here = _loaded(model, tokenizer, load)
-    return Candidate(name, here.facts, lambda: here)
+    return Candidate(name, here.facts, lambda: here, reads=tokenizer_digest(here.tokenizer))
 
 
 def _survey_streamed(

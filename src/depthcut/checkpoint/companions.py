@@ -1,5 +1,6 @@
 """Which of a checkpoint's other files still hold once layers are gone, and how they are carried."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -84,6 +85,16 @@ def companions(folder: Path, config: Mapping[str, object]) -> Iterator[Path]:
             if path.is_file() and _holds(path.name, code=False):
                 refuse_outside(path, folder)
                 yield Path(name, path.name)
+
+
+def companions_digest(folder: Path, config: Mapping[str, object]) -> str:
+    """SHA-256 of the companions: with the weights' own, all that a model's answers depend on."""
+    digest = hashlib.sha256()
+    for relative in companions(folder, config):
+        with (folder / relative).open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{relative}\0{content}\n".encode())
+    return digest.hexdigest()
 
 
 def carry_companions(

@@ -86,18 +86,19 @@ def evaluate_models(
     answered = _Answered(candidates, settings, load, fresh=fresh)
     answered.refuse_unanswerable(asked)
     judgement = writing = None
-    digests = [each.facts.digest for each in candidates]
+    models = [each.digest for each in candidates]
     if reading is not None:
-        key = text_key(digests, reading.digest, settings, load)
+        key = text_key(models, reading.digest, settings, load)
         judgement = _kept(
             key, Judgement, lambda: _judge(candidates, reading, settings), fresh=fresh
         )
     if prompts:
-        key = writing_key(digests, prompts, settings, load)
+        key = writing_key(models, prompts, settings, load)
         write = partial(_write, candidates, prompts, settings)
         writing = _kept(key, Writing, write, fresh=fresh)
     tasks = answered.results(asked, out=out) if asked else None
-    models, comparisons = _side_by_side(candidates, judgement, writing)
+    evaluated, comparisons = _side_by_side(candidates, judgement, writing)
+    digests = [each.facts.digest for each in candidates]
     inputs = evaluation_inputs(digests, reading.digest if reading else "", settings, load)
     return Evaluation(
         origin=Origin.since(started, inputs=inputs),
@@ -105,7 +106,7 @@ def evaluate_models(
         settings=settings,
         load=load,
         prompts=prompts,
-        models=models,
+        models=evaluated,
         comparisons=comparisons,
         tasks=tasks,
     )
@@ -165,8 +166,9 @@ class _Answered:
         if found is not None:
             return found
         key = self._key(asked, candidate)
+        parts = half_done(key, fresh=self._fresh)
         with _in_eval_mode(candidate.loaded):
-            unit = self._opened().answer(asked, candidate.loaded, parts=half_done(key))
+            unit = self._opened().answer(asked, candidate.loaded, parts=parts)
         if not launched().rank:
             keep(key, unit)
         return unit
@@ -178,7 +180,7 @@ class _Answered:
         return _of_first(lambda: unit if (unit := find(key, Unit)) and unit.holds else None)
 
     def _key(self, asked: Asked, candidate: Candidate) -> str:
-        return answers_key(asked, candidate.facts.digest, self._settings, self._load)
+        return answers_key(asked, candidate.digest, self._settings, self._load)
 
     def _opened(self) -> "Harness":
         from depthcut.evaluation.benchmarks.harness import Harness

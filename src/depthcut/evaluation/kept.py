@@ -39,8 +39,10 @@ def keep(key: str, record: Record) -> None:
         _log.warning("not kept for another time: %s", error)
 
 
-def half_done(key: str) -> Path:
+def half_done(key: str, *, fresh: bool) -> Path:
     """Where what is being measured may keep its parts, so that a killed command goes on.
+
+    Names of files begin by this; `fresh` removes those of a killed command.
 
     Raises:
         OutputError: The cache cannot be written.
@@ -54,7 +56,10 @@ def half_done(key: str) -> Path:
             f"answers cannot be kept in {folder}: {error.strerror}; let DEPTHCUT_CACHE name a "
             "folder that can be written"
         ) from error
-    return folder / f"{key}.parts"
+    parts = folder / f"{key}.parts"
+    for path in folder.glob(f"{parts.name}*") if fresh else ():
+        path.unlink(missing_ok=True)
+    return parts
 
 
 def _place(key: str) -> Path:

@@ -21,7 +21,7 @@ HUB_TASK_FILES = Path(__file__).with_name("hub_task_files")
 """The same with data of the hub, where lm-eval's own would run code that a model wrote, with
 nothing around it."""
 
-_FORM = "2"
+_FORM = "3"
 """Of what is kept of answers; another one when `answers.Unit` means something else."""
 
 
@@ -115,12 +115,13 @@ def answers_key(
     asked: Asked, model_digest: str, settings: EvaluateSettings, load: LoadSettings
 ) -> str:
     """Digest of all that a model's answers depend on, but for the data, see `Unit.holds`."""
+    limit = asked.limit if settings.limit is None else settings.limit
     parts = [
         _FORM,
         harness_version(),
+        version("transformers"),
         asked.words,
-        str(asked.limit if settings.limit is None else settings.limit),
-        str(settings.seed),
+        "all" if limit is None else f"{limit} by {settings.seed}",
         str(settings.chat_template),
         settings.backend,
         definitions_digest(settings),

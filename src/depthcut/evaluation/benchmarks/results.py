@@ -45,6 +45,11 @@ class _Judged:
             return None
         return [[item.scores[metric] for item in part.items] for part in self.members]
 
+    @property
+    def questions(self) -> list[tuple[int, str]]:
+        """Numbers and right answers: the same for two models that are compared."""
+        return [(item.number, item.right) for part in self.members for item in part.items]
+
     @cached_property
     def weights(self) -> list[float]:
         """Of the items, where the metric is a mean over words or bytes."""
@@ -122,14 +127,14 @@ def _judged(units: Sequence[Unit]) -> dict[str, _Judged]:
 
 def _same_task(name: str, judged: Mapping[str, Mapping[str, _Judged]]) -> Task:
     """The task, once all models were found to have been asked the same of it."""
-    task = next(iter(judged.values()))[name].task
+    first = next(iter(judged.values()))[name]
     for model, of in judged.items():
-        if of[name].task != task:
+        if of[name].task != first.task or of[name].questions != first.questions:
             raise SettingsError(
                 f"{model} was asked something else of {name} than the first model: evaluate all "
-                "of them in one command"
+                "of them in one command, with --fresh"
             )
-    return task
+    return first.task
 
 
 def _difference(model: str, before: _Judged, after: _Judged) -> Difference | None:

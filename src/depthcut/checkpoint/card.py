@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from depthcut.records import ModelFacts, Plan
+from depthcut.records import ModelFacts, Plan, TextFacts
 
 _KEPT_KEYS = (
     "license",
@@ -124,6 +124,17 @@ def kept_front(card: Path | None, *, tags: tuple[str, ...]) -> dict[str, object]
     own = [tag for tag in own if isinstance(tag, str)] if isinstance(own, list) else []
     kept["tags"] = list(dict.fromkeys([*own, *tags]))
     return kept
+
+
+def text_cell(text: TextFacts) -> str:
+    """The texts with their digests, as a cell of a card's table."""
+    shares = (f", {part.tokens / text.tokens:.0%}" for part in text.parts)
+    if len(text.parts) > 1:
+        return "; ".join(
+            f"`{part.source}` (digest `{part.digest}`{share})"
+            for part, share in zip(text.parts, shares, strict=True)
+        )
+    return f"`{text.source}` (digest `{text.digest}`)"
 
 
 def _is_hub_name(source: str) -> bool:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import yaml
 
-from depthcut.checkpoint.card import kept_front
+from depthcut.checkpoint.card import kept_front, text_cell
 from depthcut.errors import RecordError
-from depthcut.records import HealRecord, Plan, TextFacts, read_record
+from depthcut.records import HealRecord, Plan, read_record
 
 
 def heal_card(record: HealRecord, parent: Path | None, *, name: str) -> str:
@@ -26,7 +26,7 @@ def heal_card(record: HealRecord, parent: Path | None, *, name: str) -> str:
     rows = {
         "parent": f"`{record.model.source}` (digest `{record.model.digest}`)",
         **_cut(parent),
-        "text": _read(text),
+        "text": text_cell(text),
         "training": f"{settings.steps} steps of {sequences} sequences, "
         f"{record.trained_tokens:,} tokens; learning rate {settings.learning_rate:g}, "
         f"seed {settings.seed}",
@@ -63,17 +63,6 @@ model = AutoModelForCausalLM.from_pretrained("PATH_OR_NAME")
 tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")
 ```
 """
-
-
-def _read(text: TextFacts) -> str:
-    """The texts with their digests, as a cell of the table."""
-    shares = (f", {part.tokens / text.tokens:.0%}" for part in text.parts)
-    if len(text.parts) > 1:
-        return "; ".join(
-            f"`{part.source}` (digest `{part.digest}`{share})"
-            for part, share in zip(text.parts, shares, strict=True)
-        )
-    return f"`{text.source}` (digest `{text.digest}`)"
 
 
 def _cut(parent: Path | None) -> dict[str, str]:

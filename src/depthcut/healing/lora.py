@@ -10,11 +10,12 @@ from depthcut.files import new_folder
 from depthcut.healing.adapters import adapted, weight_deltas
 from depthcut.healing.card import heal_card
 from depthcut.healing.inputs import heal_inputs
-from depthcut.healing.merging import add_to_weight, find_weight
+from depthcut.healing.merging import add_to_weight
 from depthcut.healing.result import copy_base
 from depthcut.healing.training import seeded, train
 from depthcut.model.batching import fitting_batch_size
 from depthcut.model.loading import LoadedModel
+from depthcut.model.stored_weights import find_weight
 from depthcut.records import HealRecord, Origin, write_record
 from depthcut.settings import HealSettings, LoadSettings
 from depthcut.text.sequences import Sequences
@@ -59,7 +60,7 @@ def heal_checkpoint(
         model_facts(base, source=str(out))  # a type that cannot be described: said before training
         with seeded(settings.seed), adapted(loaded.model, settings) as wrapped:
             for name, delta in weight_deltas(wrapped):
-                find_weight(base, name, delta)  # before the training, not after it
+                find_weight(base, name, delta.shape)  # before the training, not after it
             trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
             fitting = fitting_batch_size(
                 loaded,
@@ -75,7 +76,7 @@ def heal_checkpoint(
                 checkpoint_activations=fitting < settings.batch_size,
             )
             for name, delta in weight_deltas(wrapped):
-                add_to_weight(find_weight(base, name, delta), delta)
+                add_to_weight(find_weight(base, name, delta.shape), delta)
             if settings.keep_adapter:
                 folder = str(working / "adapter")
                 wrapped.save_pretrained(folder, save_embedding_layers=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from depthcut.records import (
     Origin,
     OwnText,
     Plan,
+    RepairRecord,
     Search,
     SliceRecord,
     Survey,
@@ -41,6 +42,7 @@ from depthcut.settings import (
     LoadSettings,
     OwnTextSettings,
     PlanSettings,
+    RepairSettings,
     SearchSettings,
     SurveySettings,
     TextSettings,
@@ -266,16 +268,6 @@ def slice(
         return _slice_gguf(file, plan, out)
     _refuse_given(given, {"shard-bytes", "zero", "other-model", "link"}, "a model")
     folder = locate(model, load)
-
-    def prove(made: Path) -> None:
-        from depthcut.checkpoint.folder import open_checkpoint
-        from depthcut.model.verification import check_build
-
-        kept = plan.kept_layers
-        check_build(made, folder, kept, trust_remote_code=load.trust_remote_code)
-        for assumed in open_checkpoint(folder).architecture.assumed:
-            _log.warning("%s; transformers builds every layer of the result as it was", assumed)
-
     return slice_checkpoint(
         folder,
         plan,
@@ -285,7 +277,7 @@ def slice(
         zero=zero,
         other_model=other_model or _is_of_gguf(plan, model),
         link=link,
-        verify=prove,
+        verify=_proof(folder, plan, load),
     )
 
 
@@ -353,6 +345,67 @@ def inspect(model: str | Path, *, load: LoadSettings | None = None) -> Inspectio
     if file is not None:
         return inspect_gguf(file, source=str(model))
     return inspect_checkpoint(locate(model, load or LoadSettings()), source=str(model))
+
+
+def repair(
+    model: str | Path,
+    plan: Plan | str | Path,
+    out: Path,
+    settings: RepairSettings | None = None,
+    *,
+    texts: Sequence[str] | None = None,
+    load: LoadSettings | None = None,
+    force: bool = False,
+) -> RepairRecord:
+    """Cut a model by a plan and solve for weights that make up for the removed layers.
+
+    Nothing is trained: the output projection of the last MLP before each removed block gets the
+    values, in closed form, with which the states behind the cut come nearest to the model's own.
+
+    Args:
+        model: A source: smollm2, a folder, a hub id, a .gguf file (the result is a folder).
+        plan: A plan that removes whole layers, or its file.
+        out: The folder to be; it must not exist.
+        settings: The method, which text; see `RepairSettings`.
+        texts: Documents in memory, instead of `settings.text`.
+        load: Device and dtype in which the model runs.
+        force: Also write a repair that does not help on text that was held out.
+
+    Raises:
+        DepthcutError: One of its kinds, see `depthcut.errors`.
+    """
+    from depthcut.files import refuse_existing
+    from depthcut.model.sources import locate
+    from depthcut.repairing.inputs import refuse_plan
+    from depthcut.slicing import slice_checkpoint
+    from depthcut.slicing.layout import check_plan
+
+    settings, load, out = settings or RepairSettings(), load or LoadSettings(), Path(out)
+    plan = plan if isinstance(plan, Plan) else read_record(Path(plan), Plan)
+    refuse_existing(out)
+    folder, other = locate(model, load), _is_of_gguf(plan, model)
+    check_plan(plan, facts(model, load=load), str(model), other_model=other)
+    refuse_plan(plan)
+    _refuse_impossible(folder, plan, load)
+    from depthcut.repairing.repair import repair_checkpoint
+
+    text = _text(settings, texts)
+    loaded = _loaded(model, None, load)
+    sequences = _sequences(loaded, text, settings)
+
+    def cut(into: Path) -> None:
+        slice_checkpoint(
+            folder,
+            plan,
+            into,
+            source=str(model),
+            other_model=other,
+            verify=_proof(folder, plan, load),
+        )
+
+    return repair_checkpoint(
+        loaded, plan, sequences, settings, load=load, out=out, cut=cut, force=force
+    )
 
 
 def heal(
@@ -564,6 +617,21 @@ def _refuse_given(given: Mapping[str, bool], known: set[str], what: str) -> None
             raise SettingsError(f"--{name} means nothing for {what}: leave it out")
 
 
+def _proof(folder: Path, plan: Plan, load: LoadSettings) -> Callable[[Path], None]:
+    """Proves a cut of a model type that the table lacks by building it; imports torch."""
+
+    def prove(made: Path) -> None:
+        from depthcut.checkpoint.folder import open_checkpoint
+        from depthcut.model.verification import check_build
+
+        kept = plan.kept_layers
+        check_build(made, folder, kept, trust_remote_code=load.trust_remote_code)
+        for assumed in open_checkpoint(folder).architecture.assumed:
+            _log.warning("%s; transformers builds every layer of the result as it was", assumed)
+
+    return prove
+
+
 def _slice_gguf(file: Path, plan: Plan, out: Path) -> SliceRecord:
     """A GGUF file has no room beside it: the plan goes into its metadata."""
     from depthcut.gguf.model import OWN_PREFIX, gguf_facts
@@ -658,6 +726,7 @@ def _candidate(
                 name,
                 model_facts(checkpoint, source=str(model)),
                 lambda: _loaded(model, tokenizer, load),
+                folder=checkpoint.folder,
                 reads=companions_digest(checkpoint.folder, checkpoint.config),
             )
     here = _loaded(model, tokenizer, load)

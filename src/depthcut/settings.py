@@ -278,6 +278,17 @@ class SweepSettings(TextSettings, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, name, _in_one_form(getattr(self, name)))
 
 
+class RepairSettings(TextSettings, frozen=True, kw_only=True):
+    """How weights are solved for that make up for removed layers."""
+
+    method: str = "refit"
+    """What is solved for, in the last MLP before each removed block: refit (its whole output
+    projection), linear (a linear map behind it, ReplaceMe) or scale (a factor a channel); see
+    docs/method.md."""
+    batch_size: int | None = None
+    """Sequences per forward pass; default: chosen from the memory at hand."""
+
+
 class HealSettings(TextSettings, frozen=True, kw_only=True):
     """How the cut model is trained afterwards."""
 

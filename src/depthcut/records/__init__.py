@@ -33,6 +33,7 @@ from depthcut.records.plan import (
     TextChoice,
     slices_without,
 )
+from depthcut.records.repairing import RepairedBlock, RepairRecord
 from depthcut.records.search import Cost, FrontierPoint, Search
 from depthcut.records.slicing import (
     FieldValues,
@@ -89,6 +90,8 @@ __all__ = [
     "Plan",
     "Record",
     "Refusal",
+    "RepairRecord",
+    "RepairedBlock",
     "Rival",
     "Scope",
     "Score",

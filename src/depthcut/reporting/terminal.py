@@ -15,6 +15,7 @@ from depthcut.records import (
     Inspection,
     OwnText,
     Plan,
+    RepairRecord,
     Scores,
     Search,
     SliceRecord,
@@ -22,6 +23,7 @@ from depthcut.records import (
     Survey,
     Sweep,
     Verification,
+    layers_in_words,
 )
 from depthcut.reporting.benchmarks.terminal import benchmark_tables
 from depthcut.reporting.criteria_tables import choices, lowest
@@ -292,6 +294,23 @@ def verification_lines(record: Verification) -> str:
         lines.append(
             f"  transformers builds all {record.result.layers} layers as they were; no tensor is "
             "missing or left over that was not so in the parent"
+        )
+    return "\n".join(lines)
+
+
+def repair_lines(record: RepairRecord) -> str:
+    """What a repair made up for: a line, and one for each removed block."""
+    lines = [
+        f"{record.plan.change}: {record.parent.layers} layers become {record.result.layers}, made "
+        f"up for by {record.settings.method} from {record.fitted_tokens:,} tokens "
+        f"({duration(record.origin.seconds)})"
+    ]
+    for block in record.blocks:
+        ridge = "" if block.ridge is None else f", ridge {block.ridge:g}"
+        lines.append(
+            f"  instead of {layers_in_words([(block.start, block.stop)])}: states on held-out text "
+            f"off by {block.error_after:.1%} of their length, {block.error_before:.1%} by the cut "
+            f"alone (condition {block.condition:.1e}{ridge})"
         )
     return "\n".join(lines)
 

@@ -1,0 +1,145 @@
+"""Ways to make up for a removed block: each one function from sums over tokens to a projection.
+
+With a the input of the last projection before the block (a 1 behind it for the bias), m the
+residual stream that the projection's output is added to and h the untouched model's state where
+the block ended, all of a token t, every method looks for a matrix W of little
+
+    sum over t of |W a + m - h|^2 / |h|^2,
+
+among all matrices or among some. The weight is there because the first tokens of a sequence
+carry massive activations (hundreds of times as long): without it they alone would be fitted. That
+sum is a quadratic form in W, so that a few sums over tokens say all, of any W.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from depthcut.errors import SettingsError, nearest
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Strengths that `refit` tries, in units of the mean of the diagonal of A."""
+
+
+@dataclass
+class Sums:
+    """Over the tokens t of a text, weighted; float64."""
+
+    inputs: Tensor
+    """A: sum of a a^T, (inner, inner)."""
+    wanted: Tensor
+    """B: sum of (h - m) a^T, (hidden, inner)."""
+    square: float = 0.0
+    """Sum of |h - m|^2."""
+    scale: float = 0.0
+    """Sum of |h|^2, which an error is relative to."""
+    tokens: int = 0
+
+    @classmethod
+    def empty(cls, hidden: int, inner: int, device: torch.device) -> "Sums":
+        """Over no tokens."""
+        zeros = torch.zeros(hidden + inner, inner, dtype=torch.float64, device=device)
+        return cls(zeros[:inner], zeros[inner:])
+
+    def add(self, given: Tensor, wanted: Tensor, target: Tensor) -> None:
+        """Take some tokens: a, h - m and h, a row each, float32 or float64."""
+        norms = torch.linalg.vector_norm(target, dim=1, keepdim=True)
+        weights = torch.where(norms > 0, norms, 1).reciprocal()
+        given, wanted = given * weights, wanted * weights
+        self.inputs += given.T @ given
+        self.wanted += wanted.T @ given
+        self.square += wanted.double().square().sum().item()
+        self.scale += (target * weights).double().square().sum().item()
+        self.tokens += len(given)
+
+    def error(self, matrix: Tensor) -> float:
+        """Root of the mean over tokens of |W a + m - h|^2 / |h|^2."""
+        fitted = ((matrix @ self.inputs - 2 * self.wanted) * matrix).sum().item()
+        return math.sqrt(max(0.0, (fitted + self.square) / max(self.scale, 1e-300)))
+
+
+class Solution(NamedTuple):
+    """A projection that a method offers."""
+
+    matrix: Tensor
+    """W, (hidden, inner), float64."""
+    ridge: float | None
+    """Its strength, in units of the mean of the diagonal of A; None: the method has none."""
+    condition: float
+    """Of the system that was solved: largest over least eigenvalue."""
+
+
+Method = Callable[[Sums, Tensor], Iterator[Solution]]
+"""From the sums and the projection W_0 as it is, to what the held-out tokens may choose from."""
+
+
+def refit(sums: Sums, before: Tensor) -> Iterator[Solution]:
+    """The whole projection anew: ridge regression towards what it was.
+
+    Adds lambda |W - W_0|^2 to the sum and solves W (A + lambda) = B + lambda W_0, for every
+    strength from one decomposition of A. Least squares on calibration states as reconstruction
+    after pruning is old (of channels: He et al., arXiv:1707.06168); ReplaceMe
+    (arXiv:2505.02819) solves for a map behind the projection, this for the projection itself.
+    """
+    values, vectors = torch.linalg.eigh(sums.inputs)
+    values = values.clamp(min=0)
+    missing = (sums.wanted - before @ sums.inputs) @ vectors
+    for ridge in RIDGES:
+        shifted = values + ridge * sums.inputs.diagonal().mean().clamp(min=1e-300)
+        change = (missing / shifted) @ vectors.T
+        yield Solution(before + change, ridge, (shifted[-1] / shifted[0]).item())
+
+
+def linear(sums: Sums, before: Tensor) -> Iterator[Solution]:
+    """A linear map T behind the projection, folded into it: W = T W_0.
+
+    The least-squares transform of ReplaceMe (Shopkhoev et al., arXiv:2505.02819): T of least
+    |T M + Y - L|^2, with M the MLP's output, Y what it is added to and L the state behind the
+    block. Deviation: tokens are weighted (see above). Where tokens are too few to say what T
+    does to a direction, it is left as it is.
+    """
+    outputs = before @ sums.inputs @ before.T
+    values, vectors = torch.linalg.eigh((outputs + outputs.T) / 2)
+    told = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    missing = (sums.wanted @ before.T - outputs) @ vectors
+    scaled = torch.where(told, missing / torch.where(told, values, 1), 0)
+    least = values[told].amin() if bool(told.any()) else values[-1]
+    condition = (values[-1] / least).item()
+    yield Solution(before + scaled @ vectors.T @ before, None, condition)
+
+
+def scale(sums: Sums, before: Tensor) -> Iterator[Solution]:
+    """One factor for each channel of the projection's output: the rows of W_0, scaled.
+
+    In the spirit of Prune&Comp (Chen et al., arXiv:2507.18212), which estimates the gap in
+    magnitude that removed layers leave and closes it by rescaling weights. Not their estimate: a
+    factor of least squares for each channel, acting on what the last MLP adds.
+    """
+    powers = ((before @ sums.inputs) * before).sum(dim=1)
+    fitted = (sums.wanted * before).sum(dim=1)
+    told = powers > 0
+    factors = torch.where(told, fitted / torch.where(told, powers, 1), 1)
+    least = powers[told].amin() if bool(told.any()) else powers.new_ones(())
+    condition = (powers.amax() / least).item() if bool(told.any()) else 1.0
+    yield Solution(factors[:, None] * before, None, condition)
+
+
+METHODS: dict[str, Method] = {"refit": refit, "linear": linear, "scale": scale}
+"""By the name that --method takes."""
+
+
+def find_method(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    if name not in METHODS:
+        raise SettingsError(
+            f"--method {name}: expected {', '.join(METHODS)}{nearest(name, METHODS)}"
+        )
+    return METHODS[name]

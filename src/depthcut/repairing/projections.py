@@ -1,0 +1,175 @@
+"""The last projection of a layer's MLP, where what it returns is simply added to the stream."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.pytorch_utils import Conv1D
+
+from depthcut.architectures.sublayers import part_modules
+from depthcut.errors import ArchitectureError
+from depthcut.model.loading import LoadedModel, in_eval_mode
+
+_FAR = 2e-2
+"""Of what is added for a trial: so far bfloat16 may be off."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear layer whose output is added to the residual stream as it is.
+
+    Its weights are told as one matrix, (hidden, inner), with the bias as a last column where the
+    module has one.
+    """
+
+    module: nn.Module
+    name: str
+    """As the model names it: model.layers.11.mlp.down_proj."""
+    layer: int
+
+    @property
+    def has_bias(self) -> bool:
+        return self._bias is not None
+
+    @property
+    def inner(self) -> int:
+        """Numbers that it takes of each token."""
+        return int(self._weight.shape[0 if self._transposed else 1])
+
+    def inputs_of(self, given: Tensor) -> Tensor:
+        """What it was given, (tokens, inner), as the matrix takes it: with ones for the bias."""
+        if not self.has_bias:
+            return given
+        return torch.cat([given, given.new_ones(len(given), 1)], dim=1)
+
+    def tensors(self, matrix: Tensor) -> dict[str, Tensor]:
+        """A matrix as the module's tensors, by their names in the model."""
+        weight = matrix[:, :-1] if self.has_bias else matrix
+        found = {f"{self.name}.weight": weight.T if self._transposed else weight}
+        if self.has_bias:
+            found[f"{self.name}.bias"] = matrix[:, -1]
+        return found
+
+    def matrix(self, tensors: dict[str, Tensor]) -> Tensor:
+        """The matrix that tensors by these names make, float64."""
+        weight = tensors[f"{self.name}.weight"].double()
+        weight = weight.T if self._transposed else weight
+        if not self.has_bias:
+            return weight
+        return torch.cat([weight, tensors[f"{self.name}.bias"].double()[:, None]], dim=1)
+
+    def put(self, tensors: dict[str, Tensor]) -> None:
+        """Set the module's tensors."""
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                getattr(self.module, name.rpartition(".")[2]).copy_(tensor)
+
+    @property
+    def _weight(self) -> Tensor:
+        return cast(Tensor, self.module.weight)
+
+    @property
+    def _bias(self) -> Tensor | None:
+        return cast(Tensor | None, self.module.bias)
+
+    @property
+    def _transposed(self) -> bool:
+        return isinstance(self.module, Conv1D)
+
+
+def stored_names(loaded: LoadedModel, projection: Projection) -> dict[str, str]:
+    """How checkpoints name the projection's tensors, by their names in the model.
+
+    Raises:
+        ArchitectureError: transformers stores them in another form.
+    """
+    found: dict[str, str] = {}
+    for leaf in ("weight", "bias") if projection.has_bias else ("weight",):
+        name = f"{projection.name}.{leaf}"
+        here: Tensor = getattr(projection.module, leaf)
+        stored = revert_weight_conversion(loaded.model, {name: here})
+        shapes = [tuple(each.shape) for each in stored.values()]
+        if shapes != [tuple(here.shape)]:
+            raise ArchitectureError(
+                f"{loaded.facts.source}: checkpoints hold {name} in another form, which cannot "
+                "be repaired; heal the cut model instead (depthcut heal)"
+            )
+        found[name] = next(iter(stored))
+    return found
+
+
+def last_projection(loaded: LoadedModel, layer: int) -> Projection:
+    """The linear layer whose output a layer adds to the residual stream last, proved by trial.
+
+    It is looked for within the MLP; of a mixture of experts only what all tokens pass through may
+    be found.
+
+    Raises:
+        ArchitectureError: There is none: the output is normed or scaled before it is added, or
+            experts end it.
+    """
+    names = {id(module): name for name, module in loaded.model.named_modules()}
+    for module in _candidates(loaded, layer):
+        found = Projection(module, names[id(module)], layer)
+        if _adds_up(loaded, found):
+            return found
+    kind = loaded.facts.model_type
+    raise ArchitectureError(
+        f"layer {layer} of {loaded.facts.source} ({kind}) does not end with a plain linear layer "
+        "whose output is added to the residual stream as it is (experts, a norm or a factor stand "
+        "between): such layers cannot be repaired; heal the cut model instead (depthcut heal)"
+    )
+
+
+def _candidates(loaded: LoadedModel, layer: int) -> Iterator[nn.Module]:
+    """Linear layers of the MLP that give states, last first."""
+    whole = loaded.layers[layer]
+    try:
+        mlp = whole.get_submodule(part_modules(name for name, _ in whole.named_children())["mlp"])
+    except ArchitectureError as error:
+        raise ArchitectureError(
+            f"layer {layer} of {loaded.facts.source} ({loaded.facts.model_type}) cannot be "
+            f"repaired ({error}); heal the cut model instead (depthcut heal)"
+        ) from error
+    for module in reversed([*mlp.modules()]):
+        if type(module) not in (nn.Linear, Conv1D):
+            continue
+        weight = cast(Tensor, module.weight)
+        width = weight.shape[1 if isinstance(module, Conv1D) else 0]
+        if width == loaded.facts.hidden_size and weight.is_floating_point() and not weight.is_meta:
+            yield module
+
+
+def _adds_up(loaded: LoadedModel, projection: Projection) -> bool:
+    """Whether what is added to the projection's output is added to the layer's."""
+    added: list[Tensor] = []
+    left: list[Tensor] = []
+    generator = torch.Generator().manual_seed(0)
+
+    def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        noise = torch.randn(output.shape, generator=generator).to(output)
+        added.append(noise * output.abs().mean())
+        return output + added[-1]
+
+    def see(_: nn.Module, __: Any, output: Any) -> None:
+        left.append(output if isinstance(output, Tensor) else output[0])
+
+    with in_eval_mode(loaded.model), contextlib.ExitStack() as stack:
+        hook = loaded.layers[projection.layer].register_forward_hook(see)
+        stack.callback(hook.remove)
+        ids = torch.tensor([[1, 0, 2]], device=loaded.device)
+        loaded.backbone(input_ids=ids, use_cache=False)
+        with contextlib.ExitStack() as adding:
+            adding.callback(projection.module.register_forward_hook(add).remove)
+            loaded.backbone(input_ids=ids, use_cache=False)
+        if len(added) != 1 or len(left) != 2 or added[0].numel() != left[0].numel():
+            return False
+        before, after = (each.double() for each in left)
+        expected = added[0].double().reshape(before.shape)
+        rounding = torch.finfo(left[0].dtype).eps * before.abs().amax()
+        off = (after - before - expected).abs().amax()
+        return bool(off <= _FAR * expected.abs().amax() + 2 * rounding) and bool(expected.any())

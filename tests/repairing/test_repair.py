@@ -1,0 +1,330 @@
+"""Repairs against a plain least-squares solve, row by row, of states that transformers gives."""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from msgspec.structs import replace
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from depthcut.errors import ArchitectureError, OutputError, PlanError, SettingsError, TextError
+from depthcut.model.loading import LoadedModel, find_layers, load
+from depthcut.records import Plan, RepairedBlock, RepairRecord, Sublayer, TextFacts, read_record
+from depthcut.repairing.inputs import repair_inputs
+from depthcut.repairing.methods import METHODS
+from depthcut.repairing.repair import repair_checkpoint
+from depthcut.settings import LoadSettings, RepairSettings
+from depthcut.slicing import slice_checkpoint
+from depthcut.text.sequences import Sequences
+from tests.slices import arranged, lacking, logits, plan_without
+from tests.tiny import build_tiny, save_tiny, tiny_tokenizer
+
+LOAD = LoadSettings(device="cpu")
+ENDS = {"gpt2": "mlp.c_proj", "opt": "fc2", "gpt_neox": "mlp.dense_4h_to_h"}
+TYPES = ("llama", "qwen3", "mistral", "gpt2")
+
+
+def some_text(count: int = 24, longest: int = 40) -> Sequences:
+    """Counting by ones, twos and threes, in sequences of uneven length."""
+    ids = tuple(
+        (7 * number + (1 + number % 3) * torch.arange(longest - number % 7)) % 60
+        for number in range(count)
+    )
+    tokens = sum(len(each) for each in ids)
+    facts = TextFacts(source="random", digest="text", sequences=count, tokens=tokens)
+    return Sequences(facts, ids, (longest,) * count)
+
+
+def saved(model_type: str, folder: Path, dtype: torch.dtype = torch.float64) -> Path:
+    """A tiny model, by default in float64: so that a solve can be compared to many digits."""
+    save_tiny(build_tiny(model_type).to(dtype), folder, max_shard_size=300_000)
+    tiny_tokenizer(folder)
+    return folder
+
+
+def repaired(
+    loaded: LoadedModel,
+    plan: Plan,
+    out: Path,
+    *,
+    method: str = "refit",
+    text: Sequences | None = None,
+    batch_size: int | None = None,
+    force: bool = False,
+) -> RepairRecord:
+    assert loaded.folder is not None
+    return repair_checkpoint(
+        loaded,
+        plan,
+        some_text() if text is None else text,
+        RepairSettings(method=method, batch_size=batch_size),
+        load=LOAD,
+        out=out,
+        cut=partial(slice_checkpoint, loaded.folder, plan),
+        force=force,
+    )
+
+
+class Rows(NamedTuple):
+    """All tokens of some sequences, a row each, float64."""
+
+    given: Tensor
+    """What the projection takes; a 1 behind it if it has a bias."""
+    added_to: Tensor
+    target: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        return 1 / self.target.norm(dim=1, keepdim=True)
+
+
+def end_of(model: PreTrainedModel, layer: int) -> torch.nn.Module:
+    name = ENDS.get(model.config.model_type, "mlp.down_proj")
+    return find_layers(model)[layer].get_submodule(name)
+
+
+def matrix_of(model: PreTrainedModel, layer: int) -> Tensor:
+    """(hidden, inner), with the bias as last column."""
+    end = end_of(model, layer)
+    weight = end.weight.detach()
+    weight = weight.T if model.config.model_type == "gpt2" else weight
+    return weight if end.bias is None else torch.cat([weight, end.bias.detach()[:, None]], dim=1)
+
+
+def rows_of(
+    whole: PreTrainedModel, cut: PreTrainedModel, block: tuple[int, int], layer: int, *, held: bool
+) -> Rows:
+    """States by hooks, one sequence at a time; `layer` is the repaired one, in the cut model."""
+    caught: dict[str, Tensor] = {}
+
+    def keep(name: str, state: object) -> None:
+        first = state if isinstance(state, Tensor) else state[0]
+        caught[name] = first.reshape(-1, first.shape[-1]).double()
+
+    end, found = end_of(cut, layer), []
+    hooks = [
+        end.register_forward_hook(lambda _, args, out: keep("a", args[0]) or keep("y", out)),
+        find_layers(cut)[layer].register_forward_hook(lambda _, __, out: keep("x", out)),
+        find_layers(whole)[block[1] - 1].register_forward_hook(lambda _, __, out: keep("h", out)),
+    ]
+    for number, ids in enumerate(some_text().sequences):
+        if (number % 8 == 7) is not held:
+            continue
+        with torch.no_grad():
+            whole(input_ids=ids[None], use_cache=False)
+            cut(input_ids=ids[None], use_cache=False)
+        given = caught["a"]
+        if end.bias is not None:
+            given = torch.cat([given, torch.ones(len(given), 1)], dim=1)
+        found.append((given, caught["x"] - caught["y"], caught["h"]))
+    for hook in hooks:
+        hook.remove()
+    return Rows(*(torch.cat(each) for each in zip(*found, strict=True)))
+
+
+def solved_plainly(rows: Rows, before: Tensor, method: str, ridge: float | None) -> Tensor:
+    """The projection by torch.linalg.lstsq on all rows, no sums."""
+
+    def least(left: Tensor, right: Tensor) -> Tensor:
+        return torch.linalg.lstsq(left, right, driver="gelsd").solution
+
+    given, wanted = rows.weights * rows.given, rows.weights * (rows.target - rows.added_to)
+    if method == "refit":
+        assert ridge is not None
+        root = (ridge * given.square().sum(dim=0).mean()).sqrt()
+        more = root * torch.eye(given.shape[1], dtype=given.dtype)
+        return least(torch.cat([given, more]), torch.cat([wanted, more @ before.T])).T
+    made = given @ before.T
+    if method == "linear":
+        return least(made, wanted).T @ before
+    factors = [
+        least(mine[:, None], its[:, None]).item()
+        for mine, its in zip(made.T, wanted.T, strict=True)
+    ]
+    return torch.tensor(factors, dtype=before.dtype)[:, None] * before
+
+
+def off(rows: Rows, matrix: Tensor) -> float:
+    errors = rows.given @ matrix.T + rows.added_to - rows.target
+    return (rows.weights * errors).square().sum(dim=1).mean().sqrt().item()
+
+
+def check(model_type: str, method: str, removed: tuple[int, ...], tmp_path: Path) -> None:
+    """Every block of a repair against the plain solve on the states of the written model."""
+    folder = saved(model_type, tmp_path / "model")
+    plan = plan_without(folder, removed)
+    loaded = load(folder, LOAD)
+    record = repaired(loaded, plan, tmp_path / "out", method=method, force=True)
+    cut = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64)
+    assert [(block.start, block.stop) for block in record.blocks] == list(plan.removed)
+    for block in record.blocks:
+        check_block(loaded.model, cut, plan, block, method)
+
+
+def check_block(
+    whole: PreTrainedModel, cut: PreTrainedModel, plan: Plan, block: RepairedBlock, method: str
+) -> None:
+    removed, layer = (block.start, block.stop), plan.kept_layers.index(block.start - 1)
+    # What enters a projection, and what it is added to, depend on the repairs before it only.
+    fitted, held_out = (rows_of(whole, cut, removed, layer, held=held) for held in (False, True))
+    before, written = matrix_of(whole, block.start - 1), matrix_of(cut, layer)
+    expected = solved_plainly(fitted, before, method, block.ridge)
+    assert (expected - before).abs().max() > 1e-2
+    torch.testing.assert_close(written, expected, rtol=1e-6, atol=1e-6)
+    assert block.error_before == pytest.approx(off(held_out, before), rel=1e-6)
+    assert block.error_after == pytest.approx(off(held_out, expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_repair_is_the_plain_least_squares_solve(
+    model_type: str, method: str, tmp_path: Path
+) -> None:
+    check(model_type, method, (2, 3), tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["opt", "gpt_neox"])
+def test_flattened_states_and_parallel_residuals_are_repaired(
+    model_type: str, tmp_path: Path
+) -> None:
+    check(model_type, "refit", (2, 3), tmp_path)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_later_block_is_repaired_on_what_the_repaired_model_gives(
+    method: str, tmp_path: Path
+) -> None:
+    check("gpt2", method, (1, 3, 5), tmp_path)
+
+
+def test_the_ridge_is_the_best_of_all_on_held_out_text(tmp_path: Path) -> None:
+    folder = saved("llama", tmp_path / "model")
+    plan, loaded = plan_without(folder, (2, 3)), load(folder, LOAD)
+    (block,) = repaired(loaded, plan, tmp_path / "out").blocks
+    cut = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64)
+    fitted, held_out = (rows_of(loaded.model, cut, (2, 4), 1, held=h) for h in (False, True))
+    before = matrix_of(loaded.model, 1)
+    ridges = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    errors = {
+        ridge: off(held_out, solved_plainly(fitted, before, "refit", ridge)) for ridge in ridges
+    }
+    assert block.ridge == min(errors, key=lambda ridge: errors[ridge])
+    given = fitted.weights * fitted.given
+    values = torch.linalg.eigvalsh(given.T @ given)
+    shift = block.ridge * values.mean()
+    condition = ((values[-1] + shift) / (values[0] + shift)).item()
+    assert block.condition == pytest.approx(condition, rel=1e-6)
+
+
+def test_the_folder_loads_like_the_cut_one_and_holds_nothing_else_that_is_new(
+    tmp_path: Path,
+) -> None:
+    folder = saved("llama", tmp_path / "model", torch.float32)
+    parent = {path.name: path.read_bytes() for path in folder.iterdir()}
+    plan, loaded = plan_without(folder, (2, 3)), load(folder, LOAD)
+    weights = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
+    record = repaired(loaded, plan, tmp_path / "out")
+    slice_checkpoint(folder, plan, tmp_path / "cut")
+
+    cut, mended = (
+        {name: t for file in path.glob("*.safetensors") for name, t in load_file(file).items()}
+        for path in (tmp_path / "cut", tmp_path / "out")
+    )
+    changed = [name for name in cut if not cut[name].equal(mended[name])]
+    assert cut.keys() == mended.keys()
+    assert changed == ["model.layers.1.mlp.down_proj.weight"] == list(record.blocks[0].tensors)
+    names = {path.name for path in (tmp_path / "cut").iterdir()}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+    in_memory = lacking(loaded.model, (2, 3))
+    with torch.no_grad():
+        end_of(in_memory, 1).weight.copy_(mended[changed[0]])
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert logits(plain).equal(logits(in_memory))
+
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == parent
+    assert all(weights[name].equal(now) for name, now in loaded.model.state_dict().items())
+    assert read_record(tmp_path / "out" / "depthcut.json", RepairRecord) == record
+    assert read_record(tmp_path / "out" / "plan.json", Plan) == plan
+    assert record.origin.inputs == repair_inputs(
+        plan, loaded.facts.digest, "text", RepairSettings(), LOAD
+    )
+    assert record.result.layers == 4
+    assert (record.fitted_tokens, record.held_out_tokens) == (777, 117)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "`model.layers.1.mlp.down_proj.weight`" in card
+    assert "bit for bit" not in card
+
+
+def test_half_precision_comes_near_the_exact_repair(tmp_path: Path) -> None:
+    folder = saved("llama", tmp_path / "model", torch.bfloat16)
+    plan = plan_without(folder, (1, 4, 5))
+    record = repaired(load(folder, LOAD), plan, tmp_path / "half")
+    wide = load(folder, replace(LOAD, dtype="float32"))
+    exact = repaired(wide, plan, tmp_path / "exact")
+    for half, other in zip(record.blocks, exact.blocks, strict=True):
+        assert half.error_after < 0.98 * half.error_before
+        assert half.error_after == pytest.approx(other.error_after, rel=0.02)
+    for path in (tmp_path / "half", tmp_path / "exact"):
+        for file in path.glob("*.safetensors"):
+            assert {tensor.dtype for tensor in load_file(file).values()} == {torch.bfloat16}
+
+
+def test_the_size_of_batches_does_not_matter(tmp_path: Path) -> None:
+    folder = saved("mistral", tmp_path / "model")
+    plan, loaded = plan_without(folder, (1, 3)), load(folder, LOAD)
+    one, five = (
+        repaired(loaded, plan, tmp_path / str(size), batch_size=size).blocks for size in (1, 5)
+    )
+    for first, second in zip(one, five, strict=True):
+        assert first.error_after == pytest.approx(second.error_after, rel=1e-9)
+
+
+def test_a_repair_that_does_not_help_is_refused_unless_forced(tmp_path: Path) -> None:
+    folder = saved("llama", tmp_path / "model", torch.float32)
+    plan, loaded = plan_without(folder, (2, 3)), load(folder, LOAD)
+    weights = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
+    few = some_text(8, 8)  # fewer tokens than a linear map has rows: it fits them and no others
+    with pytest.raises(SettingsError, match=r"linear does not make up for layers 2–3.*--force"):
+        repaired(loaded, plan, tmp_path / "out", method="linear", text=few)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert all(weights[name].equal(now) for name, now in loaded.model.state_dict().items())
+    (block,) = repaired(
+        loaded, plan, tmp_path / "out", method="linear", text=few, force=True
+    ).blocks
+    assert block.error_after > block.error_before
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "mixtral"])
+def test_layers_that_do_not_simply_add_a_projection_are_refused(
+    model_type: str, tmp_path: Path
+) -> None:
+    folder = saved(model_type, tmp_path / "model", torch.float32)
+    plan = plan_without(folder, (2, 3))
+    with pytest.raises(ArchitectureError, match=r"layer 1 of .* \(depthcut heal\)"):
+        repaired(load(folder, LOAD), plan, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_plan_without_a_place_to_repair_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    loaded = load(tiny_llama, LOAD)
+    plan = plan_without(tiny_llama, (2, 3))
+    silenced = replace(plan, zeroed=(Sublayer(layer=1, part="mlp"),))
+    for wrong, error, message in (
+        (arranged(plan, (0, 3), (2, 6)), PlanError, "repeats or moves layers"),
+        (silenced, PlanError, "takes parts of layers that stay"),
+        (plan_without(tiny_llama, (0, 1)), ArchitectureError, "keep layer 0"),
+    ):
+        with pytest.raises(error, match=message):
+            repaired(loaded, wrong, tmp_path / "out")
+    with pytest.raises(SettingsError, match=r"did you mean refit\?"):
+        repaired(loaded, plan, tmp_path / "out", method="refitt")
+    with pytest.raises(TextError, match="7 sequences of text: at least 8"):
+        repaired(loaded, plan, tmp_path / "out", text=some_text(7))
+    with pytest.raises(OutputError, match="exists already"):
+        repaired(loaded, plan, tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -79,7 +79,7 @@ class Rows(NamedTuple):
 
     @property
     def weights(self) -> Tensor:
-        return 1 / self.target.norm(dim=1, keepdim=True)
+        return self.target.norm(dim=1, keepdim=True) ** -0.5
 
 
 def end_of(model: PreTrainedModel, layer: int) -> torch.nn.Module:
@@ -150,7 +150,8 @@ def solved_plainly(rows: Rows, before: Tensor, method: str, ridge: float | None)
 
 def off(rows: Rows, matrix: Tensor) -> float:
     errors = rows.given @ matrix.T + rows.added_to - rows.target
-    return (rows.weights * errors).square().sum(dim=1).mean().sqrt().item()
+    lengths = rows.target.norm(dim=1)
+    return ((errors.square().sum(dim=1) / lengths).sum() / lengths.sum()).sqrt().item()
 
 
 def check(model_type: str, method: str, removed: tuple[int, ...], tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from depthcut.settings import LoadSettings, RepairSettings
 class RepairedBlock(Record, frozen=True, kw_only=True):
     """A removed block, and what the layer before it was given to make up for it.
 
-    Errors are relative ones of the residual stream where the block ended, against the untouched
-    model, on sequences that were not fitted: 0 the same states, 1 as far off as no states.
+    Errors are those of the residual stream where the block ended, against the untouched model's
+    states h, on sequences that were not fitted: the root of the sum over tokens of |error|^2 / |h|,
+    over the sum of |h|. 0 the same states, 1 as far off as no states.
     """
 
     start: int

@@ -4,11 +4,11 @@ With a the input of the last projection before the block (a 1 behind it for the 
 residual stream that the projection's output is added to and h the untouched model's state where
 the block ended, all of a token t, every method looks for a matrix W of little
 
-    sum over t of |W a + m - h|^2 / |h|^2,
+    sum over t of |W a + m - h|^2 / |h|,
 
 among all matrices or among some. The weight is there because the first tokens of a sequence
-carry massive activations (hundreds of times as long): without it they alone would be fitted. That
-sum is a quadratic form in W, so that a few sums over tokens say all, of any W.
+carry massive activations (hundreds of times as long): without it they alone would be fitted.
+That sum is a quadratic form in W, so that a few sums over tokens say all, of any W.
 """
 
 import math
@@ -36,7 +36,7 @@ class Sums:
     square: float = 0.0
     """Sum of |h - m|^2."""
     scale: float = 0.0
-    """Sum of |h|^2, which an error is relative to."""
+    """Sum of |h|^2, weighted too, which an error is relative to."""
     tokens: int = 0
 
     @classmethod
@@ -48,7 +48,7 @@ class Sums:
     def add(self, given: Tensor, wanted: Tensor, target: Tensor) -> None:
         """Take some tokens: a, h - m and h, a row each, float32 or float64."""
         norms = torch.linalg.vector_norm(target, dim=1, keepdim=True)
-        weights = torch.where(norms > 0, norms, 1).reciprocal()
+        weights = torch.where(norms > 0, norms, 1).rsqrt()  # of rows, whose squares are summed
         given, wanted = given * weights, wanted * weights
         self.inputs += given.T @ given
         self.wanted += wanted.T @ given
@@ -57,7 +57,7 @@ class Sums:
         self.tokens += len(given)
 
     def error(self, matrix: Tensor) -> float:
-        """Root of the mean over tokens of |W a + m - h|^2 / |h|^2."""
+        """Root of the sum over tokens of |W a + m - h|^2 / |h|, over the sum of |h|."""
         fitted = ((matrix @ self.inputs - 2 * self.wanted) * matrix).sum().item()
         return math.sqrt(max(0.0, (fitted + self.square) / max(self.scale, 1e-300)))
 

@@ -46,6 +46,11 @@ class Projection:
             return given
         return torch.cat([given, given.new_ones(len(given), 1)], dim=1)
 
+    def gives(self, given: Tensor) -> Tensor:
+        """What the matrix makes of what the module is given."""
+        weight = self._weight.T if self._transposed else self._weight
+        return nn.functional.linear(given, weight, self._bias)
+
     def tensors(self, matrix: Tensor) -> dict[str, Tensor]:
         """A matrix as the module's tensors, by their names in the model."""
         weight = matrix[:, :-1] if self.has_bias else matrix
@@ -136,21 +141,28 @@ def _candidates(loaded: LoadedModel, layer: int) -> Iterator[nn.Module]:
             f"repaired ({error}); heal the cut model instead (depthcut heal)"
         ) from error
     for module in reversed([*mlp.modules()]):
-        if type(module) not in (nn.Linear, Conv1D):
+        if not isinstance(module, nn.Linear | Conv1D):
             continue
-        weight = cast(Tensor, module.weight)
+        weight = module.weight
         width = weight.shape[1 if isinstance(module, Conv1D) else 0]
         if width == loaded.facts.hidden_size and weight.is_floating_point() and not weight.is_meta:
             yield module
 
 
 def _adds_up(loaded: LoadedModel, projection: Projection) -> bool:
-    """Whether what is added to the projection's output is added to the layer's."""
+    """Whether the projection gives W a, and what is added to it is added to the layer's output.
+
+    Both are tried: a linear layer by its class may round what it takes, or be adapted.
+    """
     added: list[Tensor] = []
+    plain: list[Tensor] = []
+    gave: list[Tensor] = []
     left: list[Tensor] = []
     generator = torch.Generator().manual_seed(0)
 
-    def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+    def add(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        plain.append(projection.gives(args[0]))
+        gave.append(output)
         noise = torch.randn(output.shape, generator=generator).to(output)
         added.append(noise * output.abs().mean())
         return output + added[-1]
@@ -170,6 +182,12 @@ def _adds_up(loaded: LoadedModel, projection: Projection) -> bool:
             return False
         before, after = (each.double() for each in left)
         expected = added[0].double().reshape(before.shape)
-        rounding = torch.finfo(left[0].dtype).eps * before.abs().amax()
-        off = (after - before - expected).abs().amax()
-        return bool(off <= _FAR * expected.abs().amax() + 2 * rounding) and bool(expected.any())
+        return _near(gave[0].double(), plain[0].double(), of=plain[0]) and (
+            _near(after - before, expected, of=left[0]) and bool(expected.any())
+        )
+
+
+def _near(one: Tensor, other: Tensor, *, of: Tensor) -> bool:
+    """Whether two are the same but for the rounding of a third, in whose dtype they were taken."""
+    rounding = 2 * torch.finfo(of.dtype).eps * of.abs().amax()
+    return bool((one - other).abs().amax() <= _FAR * other.abs().amax() + rounding)

@@ -7,19 +7,21 @@ from typing import NamedTuple
 import pytest
 import torch
 from msgspec.structs import replace
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from depthcut.errors import ArchitectureError, OutputError, PlanError, SettingsError, TextError
-from depthcut.model.loading import LoadedModel, find_layers, load
+from depthcut.model.loading import LoadedModel, find_layers, from_memory, load
 from depthcut.records import Plan, RepairedBlock, RepairRecord, Sublayer, TextFacts, read_record
 from depthcut.repairing.inputs import repair_inputs
 from depthcut.repairing.methods import METHODS
+from depthcut.repairing.projections import last_projection
 from depthcut.repairing.repair import repair_checkpoint
 from depthcut.settings import LoadSettings, RepairSettings
 from depthcut.slicing import slice_checkpoint
 from depthcut.text.sequences import Sequences
+from tests.every_type import build
 from tests.slices import arranged, lacking, logits, plan_without
 from tests.tiny import build_tiny, save_tiny, tiny_tokenizer
 
@@ -261,6 +263,31 @@ def test_the_folder_loads_like_the_cut_one_and_holds_nothing_else_that_is_new(
     assert "bit for bit" not in card
 
 
+def test_shared_experts_are_repaired_in_the_file(tmp_path: Path) -> None:
+    build("deepseek_v3").eval().save_pretrained(tmp_path / "model")
+    tiny_tokenizer(tmp_path / "model")
+    loaded = load(tmp_path / "model", LOAD)
+    last = len(loaded.layers) - 1
+    repaired(loaded, plan_without(tmp_path / "model", (last,)), tmp_path / "out", force=True)
+    before, after = (
+        last_projection(each, last - 1).module.weight
+        for each in (loaded, load(tmp_path / "out", LOAD))  # no tensor is missing
+    )
+    assert not before.equal(after)
+
+
+def test_checkpoints_of_the_bare_decoder_are_repaired(tmp_path: Path) -> None:
+    folder = save_tiny(build_tiny("gpt2"), tmp_path / "model")
+    file = folder / "model.safetensors"
+    tensors = {name.removeprefix("transformer."): t for name, t in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    record = repaired(load(folder, LOAD), plan_without(folder, (2,)), tmp_path / "out")
+    assert record.blocks[0].tensors == ("h.1.mlp.c_proj.weight", "h.1.mlp.c_proj.bias")
+    assert not load_file(tmp_path / "out" / "model.safetensors")["h.1.mlp.c_proj.weight"].equal(
+        tensors["h.1.mlp.c_proj.weight"]
+    )
+
+
 def test_half_precision_comes_near_the_exact_repair(tmp_path: Path) -> None:
     folder = saved("llama", tmp_path / "model", torch.bfloat16)
     plan = plan_without(folder, (1, 4, 5))
@@ -328,4 +355,32 @@ def test_a_plan_without_a_place_to_repair_is_refused(tiny_llama: Path, tmp_path:
         repaired(loaded, plan, tmp_path / "out", text=some_text(7))
     with pytest.raises(OutputError, match="exists already"):
         repaired(loaded, plan, tmp_path)
+    in_memory = from_memory(loaded.model, None)
+    with pytest.raises(SettingsError, match="give its checkpoint's folder"):
+        repair_checkpoint(
+            in_memory, plan, some_text(), RepairSettings(), load=LOAD, out=tmp_path / "o", cut=print
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_and_states_that_are_no_plain_numbers_are_refused(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    plan, loaded = plan_without(tiny_llama, (2, 3)), load(tiny_llama, LOAD)
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[50] = torch.inf
+    with pytest.raises(SettingsError, match=r"layers 2–3 .* are no numbers .* --dtype float32"):
+        repaired(loaded, plan, tmp_path / "out")
+    loaded.model.is_quantized = True
+    with pytest.raises(SettingsError, match="quantised weights cannot be repaired"):
+        repaired(loaded, plan, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sums_that_do_not_fit_in_memory_are_refused(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("depthcut.repairing.repair.free_memory_bytes", lambda _: 1000)
+    with pytest.raises(SettingsError, match=r"repair keeps .* of sums and may take"):
+        repaired(load(tiny_llama, LOAD), plan_without(tiny_llama, (2,)), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

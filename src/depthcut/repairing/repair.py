@@ -84,6 +84,9 @@ def repair_checkpoint(
             "quantised weights cannot be repaired: give the checkpoint before quantisation, "
             "without --load-in-4bit"
         )
+    if loaded.folder is None:
+        raise SettingsError("a model in memory cannot be repaired: give its checkpoint's folder")
+    parent = open_checkpoint(loaded.folder)
     fitted, held_out = _split(sequences)
     with new_folder(out, needed_bytes=loaded.facts.weight_bytes) as working:
         cut(working / "cut")
@@ -91,9 +94,9 @@ def repair_checkpoint(
             path.rename(working / path.name)
         (working / "cut").rmdir()
         checkpoint = open_checkpoint(working)
-        places = [
-            _place(loaded, plan, checkpoint, block) for block in plan.removed
-        ]  # all are refused or none, before the text is read
+        places = [  # all are refused or none, before the text is read
+            _place(loaded, plan, parent, checkpoint, block) for block in plan.removed
+        ]
         _refuse_large(loaded, places)
         blocks = []
         for place, solved in _solved(loaded, places, fitted, held_out, settings):
@@ -142,15 +145,29 @@ class _Solved(NamedTuple):
     after: float
 
 
-def _place(loaded: LoadedModel, plan: Plan, checkpoint: Checkpoint, block: Block) -> _Place:
+def _place(
+    loaded: LoadedModel, plan: Plan, parent: Checkpoint, checkpoint: Checkpoint, block: Block
+) -> _Place:
     projection = last_projection(loaded, block[0] - 1)
-    names = LayerNames(checkpoint.architecture.stacks)
     index = plan.kept_layers.index(projection.layer)
     entries = {}
     for name, stored in stored_names(loaded, projection).items():
         shape = getattr(projection.module, name.rpartition(".")[2]).shape
-        entries[name] = find_weight(checkpoint, names.renumber(stored, index), shape)
+        # Refused by the name that people know: the cut is not where it will be.
+        find_weight(parent, _name_in(parent, stored, projection.layer), shape)
+        entries[name] = find_weight(checkpoint, _name_in(checkpoint, stored, index), shape)
     return _Place(block, projection, entries)
+
+
+def _name_in(checkpoint: Checkpoint, name: str, layer: int) -> str:
+    """What a checkpoint calls a layer's tensor; its stack may lie deeper than the model's."""
+    names = LayerNames(checkpoint.architecture.stacks)
+    alike = [
+        each
+        for each in checkpoint.tensors
+        if names.layer(each) == layer and names.tail(each) == names.tail(name)
+    ]
+    return alike[0] if len(alike) == 1 else names.renumber(name, layer)
 
 
 def _solved(

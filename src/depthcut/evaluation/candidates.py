@@ -3,6 +3,7 @@
 import gc
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depthcut.records import ModelFacts
@@ -22,6 +23,7 @@ class Candidate:
         facts: ModelFacts,
         load: "Callable[[], LoadedModel]",
         *,
+        folder: Path | None = None,
         reads: str = "",
     ) -> None:
         """Nothing is loaded.
@@ -30,9 +32,10 @@ class Candidate:
             name: To show.
             facts: What its files, or the model in memory, say of it.
             load: Loads it.
+            folder: Where its files lie; None: it is in memory alone.
             reads: Digest of what makes text into tokens and prompts: tokenizer, chat template.
         """
-        self.name, self.facts = name, facts
+        self.name, self.facts, self.folder = name, facts, folder
         self.digest = f"{facts.digest} {reads}"
         self._load = load
         self._loaded: LoadedModel | None = None

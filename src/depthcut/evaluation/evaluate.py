@@ -167,8 +167,7 @@ class _Answered:
             return found
         key = self._key(asked, candidate)
         parts = half_done(key, fresh=self._fresh)
-        with _in_eval_mode(candidate.loaded):
-            unit = self._opened().answer(asked, candidate.loaded, parts=parts)
+        unit = self._opened().answer(asked, candidate, parts=parts)
         if not launched().rank:
             keep(key, unit)
         return unit
@@ -186,7 +185,7 @@ class _Answered:
         from depthcut.evaluation.benchmarks.harness import Harness
 
         if self._harness is None:
-            self._harness = Harness(self._settings)
+            self._harness = Harness(self._settings, self._load)
         return self._harness
 
 

@@ -36,7 +36,8 @@ def keep(key: str, record: Record) -> None:
     try:
         write_file(_place(key), content, overwrite=True)
     except OutputError as error:
-        _log.warning("not kept for another time: %s", error)
+        reason = error.__cause__ or error
+        _log.warning("not kept for another time, let DEPTHCUT_CACHE name a folder: %s", reason)
 
 
 def half_done(key: str, *, fresh: bool) -> Path:

@@ -45,13 +45,17 @@ def refuse_unpaired(models: Mapping[str, LoadedModel]) -> None:
 def why_unpaired(reference: LoadedModel, other: LoadedModel) -> str:
     """In what two models' tokens differ; empty: the same tokens mean the same to both.
 
-    That is vocabularies of one size, and tokenizers that split a probe alike.
+    That is vocabularies of one size, tokenizers that split a probe alike, and one number for each
+    token that both have.
     """
     sizes = [vocabulary_size(loaded) for loaded in (other, reference)]
     if sizes[0] != sizes[1]:
         return f"vocabularies of {sizes[0]} and {sizes[1]} tokens"
-    no_tokenizer = None in (reference.tokenizer, other.tokenizer)
-    return "" if no_tokenizer or _probe(reference) == _probe(other) else "different tokenizers"
+    if reference.tokenizer is None or other.tokenizer is None:
+        return ""
+    numbers, others = reference.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    same = all(others.get(token, number) == number for token, number in numbers.items())
+    return "" if same and _probe(reference) == _probe(other) else "different tokenizers"
 
 
 def judge(

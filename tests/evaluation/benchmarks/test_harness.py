@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from depthcut.errors import CheckpointError, MissingExtraError, SettingsError, SourceError
 from depthcut.evaluation.benchmarks.answers import Answers, Unit
 from depthcut.evaluation.benchmarks.asked import Asked
+from depthcut.evaluation.candidates import Candidate
 from depthcut.model.loading import LoadedModel, load
 from depthcut.settings import EvaluateSettings, LoadSettings
 from tests.evaluation.benchmarks.task_folder import TASKS, write_tasks
@@ -46,7 +47,8 @@ def answer(
 ) -> Unit:
     from depthcut.evaluation.benchmarks.harness import Harness
 
-    return Harness(settings).answer(Asked(name, **asked), loaded, parts=parts / "parts")
+    candidate = Candidate("model", loaded.facts, lambda: loaded, folder=loaded.folder)
+    return Harness(settings).answer(Asked(name, **asked), candidate, parts=parts / "parts")
 
 
 def the_only(unit: Unit) -> Answers:
@@ -152,10 +154,10 @@ def test_examples_are_shown_before_a_question_and_left_out_of_what_is_kept(
 def test_a_killed_command_asks_only_what_was_not_answered(
     loaded: LoadedModel, settings: EvaluateSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from depthcut.evaluation.benchmarks import harness
+    from depthcut.evaluation.benchmarks import answerers
 
     whole = the_only(answer("endings", loaded, settings, tmp_path))
-    asked, real = [], harness._Answerer._model_call
+    asked, real = [], answerers.InTransformers._model_call
 
     def stopping(self: object, inps: object, *args: object, **options: object) -> object:
         asked.append(len(inps))  # type: ignore[arg-type]
@@ -163,7 +165,7 @@ def test_a_killed_command_asks_only_what_was_not_answered(
             raise KeyboardInterrupt
         return real(self, inps, *args, **options)
 
-    monkeypatch.setattr(harness._Answerer, "_model_call", stopping)
+    monkeypatch.setattr(answerers.InTransformers, "_model_call", stopping)
     with pytest.raises(KeyboardInterrupt):
         answer("endings", loaded, settings, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["parts_rank0.db"]

@@ -12,6 +12,7 @@ from depthcut.evaluation.benchmarks.answers import Answers, Unit
 from depthcut.evaluation.benchmarks.asked import Asked
 from depthcut.evaluation.benchmarks.data import local_files
 from depthcut.evaluation.benchmarks.results import task_results
+from depthcut.evaluation.candidates import Candidate
 from depthcut.model.loading import LoadedModel, load
 from depthcut.settings import EvaluateSettings, LoadSettings
 from tests.tiny import build_tiny, save_tiny, tiny_tokenizer
@@ -146,7 +147,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 def answer(name: str, loaded: LoadedModel, settings: EvaluateSettings, parts: Path) -> Unit:
     from depthcut.evaluation.benchmarks.harness import Harness
 
-    return Harness(settings).answer(Asked(name), loaded, parts=parts / "parts")
+    candidate = Candidate("model", loaded.facts, lambda: loaded)
+    return Harness(settings).answer(Asked(name), candidate, parts=parts / "parts")
 
 
 def the_only(unit: Unit) -> Answers:

@@ -1,13 +1,12 @@
 """lm-eval as a library: its tasks put to a model, with the numbers of its own command line."""
 
 import contextlib
-import copy
+import gc
 import logging
-import math
 import random
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,28 +17,30 @@ import lm_eval.models.huggingface
 import numpy
 import torch
 from lm_eval import evaluate
-from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CachingLM
-from lm_eval.api.registry import METRIC_REGISTRY, get_model
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
-from torch import Tensor
 from tqdm import tqdm
 
-from depthcut.errors import CheckpointError, SettingsError, SourceError, nearest
+from depthcut.errors import SettingsError, SourceError, nearest
+from depthcut.evaluation.benchmarks.answerers import InTransformers, in_vllm
 from depthcut.evaluation.benchmarks.answers import Unit, digests
 from depthcut.evaluation.benchmarks.asked import SETS, Asked, harness_version, task_folders
 from depthcut.evaluation.benchmarks.data import Config, local_files, why_unread
+from depthcut.evaluation.benchmarks.refusals import (
+    refuse_broken_files,
+    refuse_leaking,
+    refuse_no_template,
+    refuse_no_tokenizer,
+    refuse_too_many,
+    refuse_unconfined,
+    refuse_unscored,
+    shots_of,
+)
 from depthcut.evaluation.benchmarks.transcripts import answers_in
-from depthcut.model.batching import fitting_batch_size
-from depthcut.model.loading import LoadedModel
+from depthcut.evaluation.candidates import Candidate
+from depthcut.model.loading import in_eval_mode
 from depthcut.model.ranks import Ranks, all_ranks
-from depthcut.progress import progress
-from depthcut.settings import EvaluateSettings
-
-_CHARACTERS_PER_TOKEN = 2
-"""Fewer than the texts of tasks have, so that what fits is not overrated."""
+from depthcut.settings import EvaluateSettings, LoadSettings
 
 _SEEDS = {"python": 0, "numpy": 1234, "torch": 1234}
 """Of lm-eval's command line; examples are drawn by the last."""
@@ -51,9 +52,10 @@ TaskDict = dict[str, Any]
 class Harness:
     """lm-eval, with the tasks that settings speak of."""
 
-    def __init__(self, settings: EvaluateSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: EvaluateSettings, load: LoadSettings | None = None) -> None:
+        self._settings, self._load = settings, load or LoadSettings()
         self._tasks: dict[Asked, TaskDict] = {}
+        self._engine: tuple[Candidate, LM] | None = None
 
     def load(self, asked: Asked) -> TaskDict:
         """A task or group, with its data.
@@ -71,19 +73,19 @@ class Harness:
                 config = _config(asked.name, manager)
                 raise SourceError(why_unread(asked.name, config, folder, error)) from error
             for name, task in tasks["tasks"].items():
-                _refuse_unconfined(name, task)
-                _refuse_leaking(name, task, asked)
-                _refuse_too_many(name, task, asked)
-                _refuse_unscored(name, task)
+                refuse_unconfined(name, task)
+                refuse_leaking(name, task, asked)
+                refuse_too_many(name, task, asked)
+                refuse_unscored(name, task)
             self._tasks[asked] = tasks
         return self._tasks[asked]
 
-    def answer(self, asked: Asked, loaded: LoadedModel, *, parts: Path) -> Unit:
+    def answer(self, asked: Asked, candidate: Candidate, *, parts: Path) -> Unit:
         """Put the questions of a task or group to a model.
 
         Args:
             asked: Which.
-            loaded: The model, in eval mode.
+            candidate: The model.
             parts: Where answers are kept on the way: those that are there are not asked for again.
                 It is removed at the end.
 
@@ -95,22 +97,20 @@ class Harness:
         """
         started, settings, ranks = time.monotonic(), self._settings, all_ranks()
         tasks = self.load(asked)
-        _refuse_no_tokenizer(loaded)
-        _refuse_no_template(loaded, settings)
         limit = asked.limit if settings.limit is None else settings.limit
         _set_shots(tasks, asked)
         _deal_out(tasks["tasks"], ranks)
         kept = Path(f"{parts}_rank{ranks.rank}.db")
         _discard_damaged(kept)
-        with _quiet(), _seeded(loaded.device), _refusing(asked):
+        with _quiet(), self._answering(candidate, asked) as answerer, _refusing(asked):
             results = evaluate(
-                lm=CachingLM(_answerer(loaded, asked.words, settings, ranks), str(kept)),
+                lm=CachingLM(answerer, str(kept)),
                 task_dict=tasks,
                 samples=None if limit is None else _drawn(tasks["tasks"], limit, settings.seed),
                 bootstrap_iters=0,  # the errors come from the items
                 apply_chat_template=settings.chat_template,
                 fewshot_as_multiturn=settings.chat_template,
-                confirm_run_unsafe_code=True,  # in the sandbox, see _refuse_unconfined
+                confirm_run_unsafe_code=True,  # in the sandbox, see refusals.py
             )
         unit: Unit | None = None
         if results is not None:
@@ -130,6 +130,26 @@ class Harness:
             path.unlink(missing_ok=True)
         return answered
 
+    @contextlib.contextmanager
+    def _answering(self, candidate: Candidate, asked: Asked) -> Iterator[LM]:
+        if self._settings.backend == "vllm":
+            with _seeded():
+                yield self._in_vllm(candidate)
+            return
+        loaded = candidate.loaded
+        refuse_no_tokenizer(loaded)
+        refuse_no_template(loaded, self._settings)
+        with in_eval_mode(loaded.model), _seeded(loaded.device):
+            yield InTransformers(loaded, asked.words, self._settings, all_ranks())
+
+    def _in_vllm(self, candidate: Candidate) -> LM:
+        """One engine, for one model after the other."""
+        if self._engine is None or self._engine[0] is not candidate:
+            self._engine = None
+            gc.collect()
+            self._engine = candidate, in_vllm(candidate.folder, self._settings, self._load)
+        return self._engine[1]
+
     def _manager(self, name: str) -> TaskManager:
         """The index that knows a task: that of depthcut's own and the user's folders, or all."""
         folders = task_folders(self._settings)
@@ -138,7 +158,7 @@ class Harness:
             return own
         every = _indexed(folders, everything=True)
         if name not in every.all_tasks and not Path(name).is_file():
-            _refuse_broken_files(self._settings.include)
+            refuse_broken_files(self._settings.include)
             raise SettingsError(
                 f"lm-eval {harness_version()} knows no task {name!r}"
                 f"{nearest(name, (*SETS, *every.all_tasks))}; `lm_eval ls tasks` prints all names, "
@@ -184,174 +204,9 @@ def _discard_damaged(answered: Path) -> None:
             path.unlink()
 
 
-def _refuse_broken_files(folders: Sequence[str]) -> None:
-    """Name a file of the user's that lm-eval passes over in silence, since it cannot read it."""
-    for path in (path for folder in folders for path in sorted(Path(folder).rglob("*.yaml"))):
-        try:
-            load_yaml(path, resolve_func=False, recursive=False)
-        except Exception as error:  # whatever YAML and lm-eval raise
-            reason = " ".join(str(error).split())
-            raise SourceError(f"{path} is no task file that lm-eval can read: {reason}") from error
-
-
-def _refuse_unconfined(name: str, task: Any) -> None:
-    metadata = task.config.metadata or {}
-    if task.config.unsafe_code and not metadata.get("sandboxed"):
-        raise SettingsError(
-            f"{name} runs what the model wrote with nothing around it: take humaneval or mbpp, "
-            "which run in a sandbox"
-        )
-
-
-def _refuse_leaking(name: str, task: Any, asked: Asked) -> None:
-    """Refuse examples that would be drawn from the questions."""
-    config = task.config
-    others = (task.has_training_docs(), task.has_validation_docs(), config.fewshot_split)
-    own = getattr(config.fewshot_config, "samples", None)
-    if _shots(task, asked) and not any(others) and not own:
-        raise SettingsError(
-            f"{name} has no examples of its own here, and would show its questions as examples: "
-            f"ask for {name}:0"
-        )
-
-
-def _refuse_unscored(name: str, task: Any) -> None:
-    """Refuse metrics that would be left out with nothing said."""
-    if task.config.process_results is not None:
-        return  # it scores by itself
-    for metric, score in getattr(task, "_metric_fn_list", {}).items():
-        if score is None:
-            raise SettingsError(
-                f"{name} is scored by {metric!r}, which is no metric of lm-eval"
-                f"{nearest(metric, METRIC_REGISTRY)} and none of the evaluate library that can be "
-                "had here: mend metric_list in its file"
-            )
-
-
-def _refuse_too_many(name: str, task: Any, asked: Asked) -> None:
-    """Refuse more examples than there are: lm-eval would stop in the middle."""
-    if not (shots := _shots(task, asked)) or not hasattr(task, "sampler"):
-        return
-    with_question = task.fewshot_cfg.split == task.config.test_split  # it is drawn, and left out
-    most = len(task.sampler.df) - with_question
-    if shots > most:
-        raise SettingsError(f"{name} has {most} examples: ask for {name}:{most} or fewer")
-
-
-class _Answerer(HFLM):  # type: ignore[misc]
-    """lm-eval's own model of transformers, with depthcut's progress, batches and processes."""
-
-    def __init__(
-        self, loaded: LoadedModel, title: str, settings: EvaluateSettings, ranks: Ranks
-    ) -> None:
-        super().__init__(
-            pretrained=loaded.model,
-            tokenizer=copy.deepcopy(loaded.tokenizer),  # it may get a padding token
-            batch_size=settings.batch_size or 1,
-        )
-        self._device = loaded.device
-        self._rank, self._world_size = ranks.rank, ranks.count
-        self._loaded, self._ranks = loaded, ranks
-        self._title = f"evaluate: {title}"
-        self._chosen, self._advance = settings.batch_size, _say_nothing
-
-    def set_cache_hook(self, cache_hook: Any) -> None:
-        """Every answer is kept, and counted."""
-        answerer = self
-
-        class Counting:
-            def add_partial(self, attr: str, req: Any, res: Any) -> None:
-                answerer._refuse_no_number(res)
-                cache_hook.add_partial(attr, req, res)
-                answerer._advance(1)
-
-        self.cache_hook = Counting()
-
-    def _refuse_no_number(self, answer: Any) -> None:
-        """Of choices that are all NaN the first would count as the model's answer."""
-        likelihood = answer[0] if isinstance(answer, tuple | list) else answer
-        if isinstance(likelihood, float) and math.isnan(likelihood):
-            raise CheckpointError(
-                f"a likelihood that {self._loaded.facts.source} gives is not a number: its weights "
-                "are broken, or overflow in this type; try --dtype float32"
-            )
-
-    def loglikelihood(
-        self, requests: list[Instance], disable_tqdm: bool = True
-    ) -> list[tuple[float, bool]]:
-        with self._counted(requests):
-            return cast(list[tuple[float, bool]], super().loglikelihood(requests, True))
-
-    def loglikelihood_rolling(
-        self, requests: list[Instance], disable_tqdm: bool = True
-    ) -> list[float]:
-        with self._counted(requests):
-            return cast(list[float], super().loglikelihood_rolling(requests, True))
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        with self._counted(requests):
-            return cast(list[str], super().generate_until(requests, True))
-
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        return torch.stack(self._ranks.everywhere(tensor.cpu())).reshape(-1)
-
-    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        said = self._ranks.everywhere(obj)
-        return said if self.rank == dst else None
-
-    def barrier(self) -> None:
-        self._ranks.everywhere(None)
-
-    @contextlib.contextmanager
-    def _counted(self, requests: Sequence[Instance]) -> Iterator[None]:
-        self.batch_size_per_gpu = self._chosen or self._fitting(requests)
-        with progress(self._title, len(requests), unit="answers") as advance:
-            self._advance = advance
-            try:
-                yield
-            finally:
-                self._advance = _say_nothing
-
-    def _fitting(self, requests: Sequence[Instance]) -> int:
-        """Requests of the longest kind that fit in memory at once, with their logits thrice."""
-        texts = ("".join(map(str, request.args)) for request in requests)
-        longest = max((len(text) for text in texts), default=1) // _CHARACTERS_PER_TOKEN + 1
-        width = int(self._loaded.model.config.get_text_config().vocab_size)
-        element = next(self._loaded.model.parameters()).element_size()
-        return fitting_batch_size(
-            self._loaded, min(longest, self.max_length), bytes_per_token=3 * width * element
-        )
-
-
-def _answerer(loaded: LoadedModel, title: str, settings: EvaluateSettings, ranks: Ranks) -> LM:
-    if settings.backend == "transformers":
-        return _Answerer(loaded, title, settings, ranks)
-    try:
-        import vllm  # type: ignore[import-not-found]  # noqa: F401
-    except ImportError as error:
-        raise SettingsError(
-            "--backend vllm needs vLLM and a GPU: pip install vllm, or leave --backend out"
-        ) from error
-    if loaded.folder is None:
-        raise SettingsError("--backend vllm reads a checkpoint folder: save the model first")
-    return get_model("vllm")(
-        pretrained=str(loaded.folder), batch_size=settings.batch_size or "auto"
-    )
-
-
-def _say_nothing(amount: float, note: str = "") -> None:
-    pass
-
-
-def _shots(task: Any, asked: Asked) -> int:
-    """Examples as asked for, else as the task says; 0 in a task's file is never overruled."""
-    own = task.config.num_fewshot
-    return (own if own == 0 or asked.shots is None else asked.shots) or 0
-
-
 def _set_shots(tasks: TaskDict, asked: Asked) -> None:
     for task in tasks["tasks"].values():
-        task.set_config(key="num_fewshot", value=_shots(task, asked))
+        task.set_config(key="num_fewshot", value=shots_of(task, asked))
         task.set_fewshot_seed(seed=_SEEDS["torch"])
 
 
@@ -411,22 +266,6 @@ def _drawn(tasks: Mapping[str, Any], limit: int, seed: int) -> dict[str, list[in
         generator, every = random.Random(f"{seed} {name}"), len(task.eval_docs)
         found[name] = sorted(generator.sample(range(every), min(limit, every)))
     return found
-
-
-def _refuse_no_tokenizer(loaded: LoadedModel) -> None:
-    if loaded.tokenizer is None:
-        raise SettingsError(
-            f"{loaded.facts.source} has no tokenizer, and questions are text: put the files of its "
-            "tokenizer into its folder, or leave --tasks out"
-        )
-
-
-def _refuse_no_template(loaded: LoadedModel, settings: EvaluateSettings) -> None:
-    if settings.chat_template and not getattr(loaded.tokenizer, "chat_template", None):
-        raise SettingsError(
-            f"{loaded.facts.source} has no chat template: leave --chat-template out, or put a "
-            "chat_template.jinja into its folder"
-        )
 
 
 def _in_folder(folder: str | None) -> contextlib.AbstractContextManager[None]:

@@ -1,5 +1,7 @@
 import msgspec
 import pytest
+from rich.console import Group
+from rich.table import Table
 
 from depthcut.records import Energy, OwnText
 from depthcut.reporting import terminal
@@ -72,3 +74,15 @@ def test_a_model_alone_is_shown_without_ratios_and_batches_in_rows(
     assert "all tok/s" in shown
     assert shown.count("original") == 2 + 2 + 2
     assert "original, batch 8: 0.500 0.495–0.505 joules a new token, by CPU (RAPL)" in shown
+
+
+def test_no_number_is_cut_short(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Table("model", "prefill tok/s", "quartiles")
+    table.add_row("original", "4,194", "4,194–4,195")
+    terminal.show(Group("before", table))
+    assert "4,194–4,195" in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "24")
+    terminal.show(Group("before", table))
+    assert "…" not in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Records as tables for a terminal."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +55,8 @@ from depthcut.reporting.words import (
 )
 
 _OBJECTIVES = {"kl": "KL divergence in nats", "loss": "loss in nats"}
+_NO_TERMINAL = 160
+"""Characters in a line of what is piped."""
 _COLUMNS = 2
 """Of blocks with their scores, as fit a terminal."""
 _COUNTS = 7
@@ -61,9 +64,24 @@ _COUNTS = 7
 
 
 def show(content: RenderableType) -> None:
-    """Print to stdout; a line of text is as it is and never broken, a table fits the terminal."""
+    """Print to stdout; a line of text is as it is and never broken, a table fits the terminal.
+
+    Where there is none a table has room. No number is ever cut short.
+    """
     line = isinstance(content, str)
-    Console(highlight=False).print(content, soft_wrap=line, markup=not line)
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _NO_TERMINAL
+    _fold(content)
+    console.print(content, soft_wrap=line, markup=not line)
+
+
+def _fold(content: object) -> None:
+    """Let what is too wide for its column go on in the next line."""
+    for each in content.renderables if isinstance(content, Group) else ():
+        _fold(each)
+    for column in content.columns if isinstance(content, Table) else ():
+        column.overflow = "fold"
 
 
 def survey_table(survey: Survey) -> RenderableType:

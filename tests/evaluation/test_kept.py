@@ -33,5 +33,5 @@ def test_a_cache_that_cannot_be_written_is_told_before_anything_is_asked(
     (tmp_path / "file").touch()
     monkeypatch.setenv("DEPTHCUT_CACHE", str(tmp_path / "file"))
     with pytest.raises(OutputError, match="let DEPTHCUT_CACHE name a folder"):
-        half_done("key")
+        half_done("key", fresh=False)
     keep("key", Estimate(value=1.0, stderr=0.125))  # a warning, for the work is done

@@ -84,7 +84,7 @@ def test_judges_say_what_the_evaluation_says_of_sliced_models(
         depthcut.slice(place / "model", plan, tmp_path / name)
         evaluation = depthcut.evaluate(
             [place / "model", tmp_path / name],
-            EvaluateSettings(text=judged.text.source, context=48, rounds=0, new_tokens=1),
+            EvaluateSettings(text=judged.text.source, context=48, new_tokens=1),
         )
         said, compared = judged.find(choice.removed), evaluation.comparisons[0]
         for found, expected in (

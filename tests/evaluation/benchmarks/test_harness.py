@@ -1,6 +1,7 @@
 """lm-eval as a library: its numbers, its items, and what happens when something is missing."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -287,9 +288,14 @@ def test_a_metric_that_nobody_knows_is_refused(
     assert "not found" not in capfd.readouterr().err
 
 
-def test_a_task_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+def test_a_task_file_that_is_no_yaml_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from depthcut.evaluation.benchmarks import harness
     from depthcut.evaluation.benchmarks.harness import Harness
 
+    only_own = partial(harness._indexed, everything=False)  # all of lm-eval's take seconds
+    monkeypatch.setattr(harness, "_indexed", lambda folders, everything: only_own(folders))
     mine = with_file(tmp_path, "task: mine\n  path: [never closed\n")
     with pytest.raises(SourceError, match=r"mine\.yaml is no task file that lm-eval can read"):
         Harness(mine).load(Asked("mine"))

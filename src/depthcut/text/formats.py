@@ -6,18 +6,14 @@ import csv
 import gzip
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import msgspec
 
-from depthcut.errors import SourceError, TextError, nearest
-
-Message = dict[str, object]
-"""One turn of a chat: role, content, and whatever else the model's template reads."""
-
-Document = str | list[Message]
+from depthcut.errors import SourceError, TextError
+from depthcut.text.rows import Columns, Document, choose_columns, document_of
 
 
 class Continued(str):
@@ -27,7 +23,6 @@ class Continued(str):
 
 
 _BLOCK_BYTES = 1 << 20
-_DEFAULT_COLUMNS = ("text", "content", "messages")
 
 
 def read_plain(stream: BinaryIO, name: str, columns: Sequence[str]) -> Iterator[Document]:
@@ -80,7 +75,7 @@ def read_csv(stream: BinaryIO, name: str, columns: Sequence[str]) -> Iterator[Do
     csv.field_size_limit(1 << 31)
     try:
         header = next(reader, [])
-        chosen = choose_columns(header, columns, name) if header else ()
+        chosen = choose_columns(header, columns, name) if header else Columns(())
         for values in reader:
             if values:
                 place = f"{name}, line {reader.line_num}"
@@ -99,7 +94,7 @@ def read_parquet(stream: BinaryIO, name: str, columns: Sequence[str]) -> Iterato
         file = pyarrow.parquet.ParquetFile(stream)
         chosen = choose_columns(file.schema_arrow.names, columns, name)
         number = 0
-        for batch in file.iter_batches(batch_size=256, columns=list(chosen)):
+        for batch in file.iter_batches(batch_size=256, columns=list(chosen.names)):
             for row in batch.to_pylist():
                 number += 1
                 yield document_of(row, chosen, f"{name}, row {number}")
@@ -149,59 +144,6 @@ def read_file(path: Path, columns: Sequence[str]) -> Iterator[Document]:
         raise SourceError(f"cannot read {path}: {error.strerror}") from error
     except (EOFError, zlib.error) as error:
         raise TextError(f"{path}: broken compression: {error}") from error
-
-
-def choose_columns(
-    known: Sequence[str] | Mapping[str, object], columns: Sequence[str], place: str
-) -> tuple[str, ...]:
-    """The columns that hold the text: those asked for, else the first usual name there is.
-
-    Raises:
-        TextError: A column that is not there, or none was asked for and none is usual.
-    """
-    names = list(known)
-    for column in columns:
-        if column not in names:
-            raise TextError(
-                f"{place}: no column {column!r}{nearest(column, names)}; it has {', '.join(names)}"
-            )
-    if columns:
-        return tuple(columns)
-    for column in _DEFAULT_COLUMNS:
-        if column in names:
-            return (column,)
-    raise TextError(
-        f"{place}: no column text, content or messages; choose with --columns from "
-        f"{', '.join(names) or 'none'}"
-    )
-
-
-def document_of(row: Mapping[str, object], columns: Sequence[str], place: str) -> Document:
-    """A row's columns joined by a blank line, or its chat messages.
-
-    Raises:
-        TextError: A value that is neither text nor a list of messages.
-    """
-    if len(columns) == 1 and isinstance(value := row.get(columns[0]), list):
-        return _chat(value, f"{place}, column {columns[0]!r}")
-    texts = []
-    for column in columns:
-        value = row.get(column)
-        if isinstance(value, str):
-            texts.append(value)
-        elif value is not None:
-            found = type(value).__name__
-            raise TextError(f"{place}, column {column!r}: expected text, found {found}")
-    return "\n\n".join(filter(None, texts))
-
-
-def _chat(messages: list[object], place: str) -> Document:
-    chat: list[Message] = []
-    for message in messages:
-        if not (isinstance(message, dict) and {"role", "content"} <= message.keys()):
-            raise TextError(f"{place}: expected messages with role and content")
-        chat.append(message)
-    return chat
 
 
 def _decoded(stream: BinaryIO, name: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from depthcut.errors import DepthcutError, SettingsError, SourceError, nearest
 from depthcut.settings import TextSettings
-from depthcut.text.formats import Document, choose_columns, document_of
+from depthcut.text.rows import Columns, Document, choose_columns, document_of
 
 
 def open_hub_text(
@@ -44,7 +44,7 @@ def open_hub_text(
             rows = iter(
                 datasets.load_dataset(name, config, split=split, revision=commit, streaming=True)
             )
-            chosen: tuple[str, ...] | None = None
+            chosen: Columns | None = None
             for number, row in enumerate(rows):
                 place = f"data set {name}, row {number}"
                 chosen = chosen or choose_columns(row, settings.columns, f"data set {name}")

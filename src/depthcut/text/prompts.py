@@ -4,15 +4,16 @@ from collections.abc import Iterator
 from functools import partial
 
 from depthcut.text.documents import Text, TextSource
-from depthcut.text.formats import Document
 from depthcut.text.mixing import interleaved
+from depthcut.text.rows import Document, Exchange
 
 
 def prompts_of(text: Text) -> Iterator[Document]:
     """The prompts of a text in order; of several texts, in proportion to their weights.
 
     Of a plain file each line is a prompt, of other sources each document. A chat is a prompt up to
-    where its last answer begins. Empty ones are left out.
+    where its last answer begins, of a question with its answer the question. Empty ones are left
+    out.
 
     Raises:
         SourceError: A source cannot be read.
@@ -26,8 +27,10 @@ def prompts_of(text: Text) -> Iterator[Document]:
 def _of_source(source: TextSource) -> Iterator[Document]:
     documents = partial(_lines, source) if source.plain else source.documents
     for document in documents():
-        if isinstance(document, str):
-            prompt: Document = document.strip()
+        if isinstance(document, Exchange):
+            prompt: Document = document.question
+        elif isinstance(document, str):
+            prompt = document.strip()
         else:
             prompt = list(document)
             while prompt and prompt[-1]["role"] == "assistant":

@@ -2,9 +2,8 @@
 
 import logging
 import random
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from typing import NamedTuple, cast
 
@@ -18,10 +17,9 @@ from depthcut.errors import SettingsError, TextError
 from depthcut.records import TextFacts, TextPart, texts_in_words
 from depthcut.settings import TextSettings
 from depthcut.text.documents import Text, TextSource
-from depthcut.text.formats import Continued, Document
 from depthcut.text.mixing import interleaved
+from depthcut.text.tokens import Tokens, all_or_answers, concatenated, encoded
 
-_BATCH_CHARACTERS = 1 << 18
 _HELD_OUT_EVERY = 8
 _MOST_TEXTS = 256
 """A record keeps the text of a sequence in one byte."""
@@ -47,6 +45,9 @@ class Sequences:
     """1-D int64, 2 to context tokens each."""
     text_bytes: tuple[int, ...]
     """UTF-8 bytes that each sequence's tokens after the first stand for."""
+    answers: tuple[Tensor, ...] = ()
+    """Which tokens of each sequence are to be learned where only the answers of chats are, 1-D
+    bool: an assistant's, and all of plain text. None at all: every token is."""
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All sequences in order, so many at a time; the last batch may hold fewer."""
@@ -70,6 +71,7 @@ class Sequences:
             self,
             sequences=tuple(self.sequences[each] for each in order),
             text_bytes=tuple(self.text_bytes[each] for each in order),
+            answers=tuple(self.answers[each] for each in order) if self.answers else (),
         )
 
     def first(self, count: int) -> "Sequences":
@@ -93,7 +95,7 @@ class Sequences:
             parts=parts,
             order=self.facts.order[:count],
         )
-        return Sequences(facts, sequences, self.text_bytes[:count])
+        return Sequences(facts, sequences, self.text_bytes[:count], self.answers[:count])
 
 
 def _count(sequences: Iterable[Tensor]) -> int:
@@ -112,7 +114,11 @@ def padded(sequences: Sequence[Tensor]) -> Batch:
 
 
 def read_sequences(
-    text: Text, settings: TextSettings, tokenizer: PreTrainedTokenizerBase
+    text: Text,
+    settings: TextSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    answers_only: bool = False,
 ) -> Sequences:
     """As much of a text as the settings ask for, as token ids.
 
@@ -125,10 +131,15 @@ def read_sequences(
     which every beginning is a fair sample of the mixture. A text that ends early is not read
     again: the others fill up the tokens, and a warning tells the shares.
 
+    Args:
+        answers_only: Tell which tokens are an assistant's. Padded chats whose answers lie behind
+            the context are left out, and a warning counts them; packed ones stay.
+
     Raises:
         SettingsError: A context or number of tokens that holds no prediction, or too many texts.
         SourceError: A source cannot be read.
-        TextError: Nothing usable in one, or less than one context to pack.
+        TextError: Nothing usable in one, less than one context to pack, or answers asked for
+            that are not there or cannot be told from the rest.
     """
     if min(settings.context, settings.tokens) < 2:
         raise SettingsError("context and tokens must be at least 2: one to read, one to predict")
@@ -136,12 +147,12 @@ def read_sequences(
         raise SettingsError(
             f"{len(text.sources)} texts are more than {_MOST_TEXTS}: put them into a folder"
         )
-    ended: set[int] = set()
+    readings = [_Reading() for _ in text.sources]
     streams = [
-        _of_source(source, settings, tokenizer, partial(ended.add, which))
-        for which, source in enumerate(text.sources)
+        _of_source(source, settings, tokenizer, answers_only, reading)
+        for source, reading in zip(text.sources, readings, strict=True)
     ]
-    sequences: list[_Tokens] = []
+    sequences: list[Tokens] = []
     order = bytearray()
     left = settings.tokens
     for which, sequence in interleaved(streams, text.shares, size=_length):
@@ -151,29 +162,76 @@ def read_sequences(
         if left < 2:
             break
     facts = _facts(text, [len(each.ids) for each in sequences], bytes(order))
-    _warn_of_shares(facts, ended, settings)
-    ids = tuple(torch.from_numpy(sequence.ids) for sequence in sequences)
-    return Sequences(facts, ids, tuple(_text_bytes(seq, tokenizer) for seq in sequences))
+    _warn_of_shares(facts, readings, settings)
+    return Sequences(
+        facts,
+        sequences=tuple(torch.from_numpy(each.ids) for each in sequences),
+        text_bytes=tuple(_text_bytes(each, tokenizer) for each in sequences),
+        answers=_answers(sequences, facts, readings, settings) if answers_only else (),
+    )
+
+
+@dataclass
+class _Reading:
+    """How far one source has been read."""
+
+    ended: bool = False
+    unanswered: int = 0
+    """Padded chats that were left out, as no answer lies within the context."""
 
 
 def _of_source(
     source: TextSource,
     settings: TextSettings,
     tokenizer: PreTrainedTokenizerBase,
-    tell_end: Callable[[], object],
-) -> "Iterator[_Tokens]":
+    answers_only: bool,
+    reading: _Reading,
+) -> Iterator[Tokens]:
     """A source's sequences, those of the part that is asked for."""
-    encoded = _encode(source.documents(), tokenizer)
+    documents = encoded(source.documents(), tokenizer, answers=answers_only)
     cut = _packed if settings.packing == "pack" else _one_each
     index, given = -1, 0
-    for index, sequence in enumerate(cut(encoded, settings, tokenizer, source.name)):
+    for index, sequence in enumerate(cut(documents, settings, tokenizer, source.name)):
         held_out = index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
-        if settings.part == "all" or held_out == (settings.part == "held-out"):
-            given += 1
-            yield sequence
+        if settings.part != "all" and held_out != (settings.part == "held-out"):
+            continue
+        if settings.packing == "pad" and sequence.unanswered:
+            reading.unanswered += 1
+            continue
+        given += 1
+        yield sequence
     if not given:
-        raise TextError(_nothing(source.name, settings, index + 1))
-    tell_end()
+        raise TextError(_nothing(source.name, settings, index + 1, reading.unanswered))
+    reading.ended = True
+
+
+def _answers(
+    sequences: Sequence[Tokens],
+    facts: TextFacts,
+    readings: Sequence[_Reading],
+    settings: TextSettings,
+) -> tuple[Tensor, ...]:
+    for part, reading in zip(facts.parts, readings, strict=True):
+        if reading.unanswered:
+            _log.warning(
+                "%d chats of %s were left out: no answer within their first %d tokens; raise "
+                "--context, or use --packing pack",
+                *(reading.unanswered, part.source, settings.context),
+            )
+    if all(each.answers is None for each in sequences):
+        _log.warning(
+            "--answers-only changes nothing: no chat in what was read of %s, or the model has no "
+            "chat template",
+            facts.source,
+        )
+        return ()
+    if all(each.unanswered for each in sequences):
+        raise TextError(
+            f"no answer of an assistant in the {facts.tokens:,} tokens that were read of "
+            f"{facts.source}: raise --tokens or --context, or train on all of it, without "
+            "--answers-only"
+        )
+    return tuple(torch.from_numpy(all_or_answers(each)) for each in sequences)
 
 
 def _facts(text: Text, lengths: Sequence[int], order: bytes) -> TextFacts:
@@ -199,15 +257,15 @@ def _facts(text: Text, lengths: Sequence[int], order: bytes) -> TextFacts:
     )
 
 
-def _warn_of_shares(facts: TextFacts, ended: Container[int], settings: TextSettings) -> None:
-    for which, part in enumerate(facts.parts):
+def _warn_of_shares(facts: TextFacts, readings: Sequence[_Reading], settings: TextSettings) -> None:
+    for part, reading in zip(facts.parts, readings, strict=True):
         if not part.sequences:
             _log.warning(
                 "%d tokens hold no sequence of %s, %.1f%% of the text: give more --tokens, or a "
                 "shorter --context",
                 *(settings.tokens, part.source, 100 * part.share),
             )
-        elif which in ended and part.tokens + settings.context < part.share * facts.tokens:
+        elif reading.ended and part.tokens + settings.context < part.share * facts.tokens:
             _log.warning(
                 "the text %s ended after %d tokens: it is %.1f%% of what was read, not %.1f%%; "
                 "give more of it, or read at most --tokens %d",
@@ -216,123 +274,27 @@ def _warn_of_shares(facts: TextFacts, ended: Container[int], settings: TextSetti
             )
 
 
-class _Tokens(NamedTuple):
-    ids: "np.ndarray[tuple[int], np.dtype[np.int64]]"
-    text_bytes: "np.ndarray[tuple[int], np.dtype[np.int64]] | None"
-    """UTF-8 bytes of each token; None: the tokenizer cannot say."""
-    continued: bool = False
-    chat: bool = False
-
-    def first(self, count: int) -> "_Tokens":
-        return self.part(0, count)
-
-    def part(self, start: int, stop: int) -> "_Tokens":
-        found = self.text_bytes
-        return _Tokens(
-            self.ids[start:stop].copy(), None if found is None else found[start:stop].copy()
-        )
-
-
-def _length(tokens: _Tokens) -> int:
+def _length(tokens: Tokens) -> int:
     return len(tokens.ids)
 
 
-def _encode(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> Iterator[_Tokens]:
-    """Each document's tokens, tokenised many documents at a time; empty ones are left out."""
-    waiting: list[tuple[str, bool, bool]] = []
-    characters = 0
-    for document in documents:
-        chat = isinstance(document, list)
-        text = _rendered(document, tokenizer) if isinstance(document, list) else document
-        if not text.strip() and not isinstance(document, Continued):
-            continue
-        waiting.append((text, isinstance(document, Continued), chat))
-        characters += len(text)
-        if characters >= _BATCH_CHARACTERS:
-            yield from _tokenised(waiting, tokenizer)
-            waiting, characters = [], 0
-    if waiting:
-        yield from _tokenised(waiting, tokenizer)
-
-
-def _tokenised(
-    pieces: Sequence[tuple[str, bool, bool]], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[_Tokens]:
-    begun = [text for text, continued, chat in pieces if not (continued or chat)]
-    others = [text for text, continued, chat in pieces if continued or chat]
-    fresh = iter(_call(begun, tokenizer, special=True))
-    rest = iter(_call(others, tokenizer, special=False))
-    for _, continued, chat in pieces:
-        tokens = next(rest) if continued or chat else next(fresh)
-        yield tokens._replace(continued=continued, chat=chat)
-
-
-def _call(
-    texts: list[str], tokenizer: PreTrainedTokenizerBase, *, special: bool
-) -> Iterator[_Tokens]:
-    if not texts:
-        return
-    fast = tokenizer.is_fast
-    found = tokenizer(
-        texts,
-        add_special_tokens=special,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        return_offsets_mapping=fast,
-        verbose=False,
-    )
-    for number, text in enumerate(texts):
-        ids = np.asarray(found["input_ids"][number], dtype=np.int64)
-        offsets = found["offset_mapping"][number] if fast else None
-        yield _Tokens(ids, None if offsets is None else _token_bytes(text, offsets))
-
-
-def _token_bytes(
-    text: str, offsets: Sequence[tuple[int, int]]
-) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """Bytes of each token, so that they add up to the text's even where tokens share a character.
-
-    A character split over several tokens counts at the first of them.
-    """
-    ends = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[:, 1]
-    reached = np.maximum.accumulate(ends) if len(ends) else ends
-    if not text.isascii():
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-        sizes = 1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF)
-        reached = np.concatenate([[0], np.cumsum(sizes)])[reached]
-    return np.diff(reached, prepend=0)
-
-
-def _rendered(messages: list[dict[str, object]], tokenizer: PreTrainedTokenizerBase) -> str:
-    if not tokenizer.chat_template:
-        raise TextError(
-            "the text holds chats, and the model has no chat template: choose a plain text "
-            "column with --columns, or a chat model"
-        )
-    try:
-        text = tokenizer.apply_chat_template(cast(list[dict[str, str]], messages), tokenize=False)
-    except Exception as error:  # templates raise whatever their author chose
-        raise TextError(f"the model's chat template refuses a chat of the text: {error}") from error
-    return cast(str, text)
-
-
 def _packed(
-    encoded: Iterator[_Tokens],
+    documents: Iterator[Tokens],
     settings: TextSettings,
     tokenizer: PreTrainedTokenizerBase,
     name: str,
-) -> Iterator[_Tokens]:
+) -> Iterator[Tokens]:
     eos = tokenizer.eos_token_id
     context = settings.context
-    separator = _Tokens(np.asarray([eos], dtype=np.int64), np.zeros(1, dtype=np.int64))
-    joined: _Tokens | None = None
+    separator = Tokens(np.asarray([eos], dtype=np.int64), np.zeros(1, dtype=np.int64))
+    joined: Tokens | None = None
     ended = True  # nothing to separate yet
     full = 0
-    for tokens in encoded:
+    for tokens in documents:
         parts = [joined] if joined is not None else []
         between = eos is not None and not (tokens.continued or ended)
-        parts += [separator, tokens] if between else [tokens]
-        joined = _concatenated(parts)
+        parts += [_before(tokens, separator), tokens] if between else [tokens]
+        joined = concatenated(parts)
         ended = tokens.chat or (len(tokens.ids) > 0 and int(tokens.ids[-1]) == eos)
         cuts = range(0, len(joined.ids) + 1, context)
         for start, stop in pairwise(cuts):
@@ -349,17 +311,23 @@ def _packed(
         yield joined
 
 
+def _before(tokens: Tokens, separator: Tokens) -> Tokens:
+    """An end token is a text's own, but not learned where answers are and a chat follows it."""
+    learned = None if tokens.answers is None else np.zeros(1, dtype=np.bool_)
+    return separator._replace(answers=learned)
+
+
 def _one_each(
-    encoded: Iterator[_Tokens],
+    documents: Iterator[Tokens],
     settings: TextSettings,
     tokenizer: PreTrainedTokenizerBase,
     name: str,
-) -> Iterator[_Tokens]:
-    document: _Tokens | None = None
-    for tokens in encoded:
+) -> Iterator[Tokens]:
+    document: Tokens | None = None
+    for tokens in documents:
         if tokens.continued and document is not None:
             if len(document.ids) < settings.context:
-                document = _concatenated([document, tokens]).first(settings.context)
+                document = concatenated([document, tokens]).first(settings.context)
             continue
         if document is not None and len(document.ids) >= 2:
             yield document
@@ -368,25 +336,22 @@ def _one_each(
         yield document
 
 
-def _concatenated(parts: Sequence[_Tokens]) -> _Tokens:
-    sizes = [part.text_bytes for part in parts]
-    known = [size for size in sizes if size is not None]
-    return _Tokens(
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate(known) if len(known) == len(sizes) else None,
-    )
-
-
-def _text_bytes(tokens: _Tokens, tokenizer: PreTrainedTokenizerBase) -> int:
+def _text_bytes(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> int:
     if tokens.text_bytes is not None:
         return int(tokens.text_bytes[1:].sum())
     text = tokenizer.decode(tokens.ids[1:].tolist(), skip_special_tokens=True)
     return len(cast(str, text).encode("utf-8", "surrogatepass"))
 
 
-def _nothing(name: str, settings: TextSettings, sequences: int) -> str:
+def _nothing(name: str, settings: TextSettings, sequences: int, unanswered: int) -> str:
     if not sequences:
         return f"the text {name} is empty: give a text with at least two tokens"
+    if unanswered:
+        return (
+            f"none of the {unanswered} chats of {name} has an answer within its first "
+            f"{settings.context} tokens: raise --context, use --packing pack, or train on all of "
+            "it, without --answers-only"
+        )
     return (
         f"the text {name} gives {sequences} sequences of {settings.context} tokens, and --part "
         f"{settings.part} takes every eighth: lower --context or give more text"

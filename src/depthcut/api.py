@@ -416,30 +416,57 @@ def heal(
     texts: Sequence[str] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     load: LoadSettings | None = None,
+    announce: Callable[[str], object] = lambda line: None,
 ) -> HealRecord:
-    """Train a cut model with LoRA and write it with the adapters merged.
+    """Train a cut model and write it as a checkpoint of the same form.
+
+    Killed, the same call goes on where it stopped.
 
     Args:
         model: A source, or a causal language model in memory (it is not changed).
         out: The folder to be; it must not exist.
-        settings: Steps, rates, text; see `HealSettings`.
+        settings: What is trained, the losses, steps, rates, text; see `HealSettings`.
         texts: Documents in memory, instead of `settings.text`.
         tokenizer: For a model in memory.
         load: Device, dtype, 4-bit base.
+        announce: Told in lines what will be trained, and about how long it takes.
 
     Raises:
         DepthcutError: One of its kinds, see `depthcut.errors`.
     """
     from depthcut.files import refuse_existing
-    from depthcut.healing.inputs import as_needed
-    from depthcut.healing.lora import heal_checkpoint
+    from depthcut.healing.heal import heal_checkpoint
+    from depthcut.healing.inputs import as_loaded, as_needed, check
+    from depthcut.healing.losses import loss_weights
 
     settings, load = settings or HealSettings(), load or LoadSettings()
+    check(settings)
+    loss_weights(settings)
     refuse_existing(Path(out))
     text = _text(settings, texts)
-    loaded = _loaded(model, tokenizer, load)
+    teacher = _teacher(model, settings, load)
+    loaded = _loaded(model, tokenizer, as_loaded(settings, load))
     sequences = _sequences(loaded, text, as_needed(settings))
-    return heal_checkpoint(loaded, sequences, settings, load, Path(out))
+    return heal_checkpoint(
+        loaded, sequences, settings, load, Path(out), teacher=teacher, announce=announce
+    )
+
+
+def _teacher(
+    model: str | Path | PreTrainedModel, settings: HealSettings, load: LoadSettings
+) -> LoadedModel | None:
+    """Found before the model is loaded: a misspelt name costs no wait."""
+    from depthcut.healing.inputs import parent_of
+    from depthcut.model.sources import locate
+
+    if settings.teacher is None:
+        return None
+    source = settings.teacher
+    if source == "parent":
+        if not isinstance(model, str | Path):
+            raise SettingsError("--teacher parent and a model in memory: name the teacher")
+        source = parent_of(locate(model, load))
+    return _loaded(source, None, msgspec.structs.replace(load, load_in_4bit=False, revision=None))
 
 
 def evaluate(

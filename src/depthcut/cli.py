@@ -348,16 +348,19 @@ def heal(
     load: LoadSettings = LoadSettings(),
     common: Common = COMMON,
 ) -> None:
-    """Train a cut model with LoRA on a text; the adapters are merged at the end.
+    """Train a cut model on a text; what it learned is merged into its weights.
+
+    Killed, the same command goes on where it stopped.
 
     Args:
-        model: The checkpoint to train, usually a sliced one.
+        model: The checkpoint to train, usually a sliced or repaired one.
     """
     from depthcut import api
 
     _use_token(common.token)
-
-    record = api.heal(model, out, settings, load=load)
+    record = api.heal(
+        model, out, settings, load=load, announce=lambda line: sys.stderr.write(f"{line}\n")
+    )
     if not _print_json(record, common):
         from depthcut.reporting.terminal import heal_line, show
 

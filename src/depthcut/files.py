@@ -39,7 +39,7 @@ def new_folder(path: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
     """
     with _working_folder(path, needed_bytes) as working:
         yield working
-        _sync_tree(working)
+        sync_tree(working)
         refuse_existing(path)
         working.rename(path)
         _sync(path.parent)
@@ -216,7 +216,7 @@ def _no_space(path: Path, needed_bytes: int, free_bytes: int) -> str:
     )
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
     for root, _, names in os.walk(folder):
         for name in names:
             _sync(Path(root, name))

@@ -16,6 +16,7 @@ Part = Literal["all", "train", "held-out"]
 Objective = Literal["kl", "loss"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 EngineName = Literal["transformers", "llama.cpp", "vllm"]
+HealMethod = Literal["lora", "qlora", "full", "partial"]
 Texts = str | tuple[str, ...]
 """One text, or several with weights: "wiki.txt", or ("wiki.txt:2", "chat.jsonl:1")."""
 
@@ -294,16 +295,45 @@ class HealSettings(TextSettings, frozen=True, kw_only=True):
 
     tokens: int = 2**30
     """Tokens of text to read, at most; steps decide how many are used."""
+    method: HealMethod = "lora"
+    """What is trained: lora (low-rank matrices, merged at the end), qlora (the same on a 4-bit
+    base), full (all weights) or partial (the weights of --layers)."""
+    layers: str | None = None
+    """Which layers, between commas: all, near-cut:2 (so many on each side of every cut), last:3,
+    10-13, and head for the output head. Default: all; of partial: last:3,head."""
+    teacher: str | None = None
+    """The model whose predictions are the target, usually the one before the cut: a source, or
+    parent for the one that the folder's plan.json names. Default: none, the text is the target."""
+    loss: str | None = None
+    """What is made small, weights behind colons: next-token (the text), kl (the distance to the
+    teacher's predictions), hidden (to its states at the same depths), such as
+    kl:1,next-token:0.1. Default: kl with a teacher, else next-token."""
+    temperature: float = 1.0
+    """Of both distributions in kl; above 1, unlikely tokens count more."""
+    teacher_top_k: int = 0
+    """The teacher reads the text once before, and its likeliest tokens at each place are kept in a
+    file of the cache; 0: it runs beside the training."""
+    answers_only: bool = False
+    """Of chats, only what the assistant says counts."""
     steps: int = 200
     """Optimizer steps."""
-    batch_size: int = 4
-    """Sequences per forward pass."""
-    accumulate: int = 1
-    """Forward passes per optimizer step."""
-    learning_rate: float = 1e-3
-    """Peak learning rate, after warm-up; it falls to zero along a cosine."""
+    batch_size: int = 8
+    """Sequences per optimizer step, on all devices together."""
+    micro_batch_size: int | None = None
+    """Sequences per forward pass on each device; default: as many as fit."""
+    learning_rate: float | None = None
+    """Peak learning rate, after warm-up. Default: 1e-3 for lora and qlora, 2e-4 for whole
+    weights."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate goes from its peak: to zero along a cosine or a line, or not at all."""
     warmup_steps: int = 10
     """Steps over which the learning rate rises, at most half of all."""
+    weight_decay: float = 0.0
+    """Weight decay of the optimizer."""
+    clip: float = 1.0
+    """Longer gradients are cut to this norm; 0: never."""
+    optimizer: str = "adamw_torch"
+    """Any that transformers' Trainer knows, such as adamw_bnb_8bit."""
     rank: int = 32
     """Rank of the LoRA matrices."""
     alpha: float = 64.0
@@ -312,6 +342,18 @@ class HealSettings(TextSettings, frozen=True, kw_only=True):
     """Dropout before the LoRA matrices."""
     keep_adapter: bool = False
     """Also write the adapter itself, in the folder adapter beside the merged weights."""
+    held_out_tokens: int = 8192
+    """Tokens of the text that are not trained on, at most an eighth of it, on which the model is
+    judged on the way, and the best one kept; 0: none, the last one is kept."""
+    eval_every: int | None = None
+    """Steps between two judgements. Default: a tenth of all."""
+    patience: int = 0
+    """Stop after so many judgements without a better one; 0: never."""
+    save_every: int | None = None
+    """Steps between two checkpoints, from which the same command goes on after a kill. Default: at
+    every judgement."""
+    report_to: str = "none"
+    """Also log to tensorboard, wandb or another that transformers' Trainer knows."""
     seed: int = 0
     """Seed of the initialisation and of the order of the sequences."""
 

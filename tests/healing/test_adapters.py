@@ -8,6 +8,7 @@ from depthcut.errors import MissingExtraError
 from depthcut.healing import adapters
 from depthcut.healing.adapters import adapted
 from depthcut.healing.training import seeded
+from depthcut.model.loading import from_memory
 from depthcut.settings import HealSettings
 from tests.tiny import TINY_TYPES, build_tiny
 
@@ -22,7 +23,7 @@ def test_the_model_is_as_before_afterwards(model_type: str) -> None:
     frozen = next(iter(model.parameters()))
     frozen.requires_grad_(False)
     flags = [weight.requires_grad for weight in model.parameters()]
-    with seeded(0), adapted(model, HealSettings(rank=2)) as wrapped:
+    with seeded(0), adapted(from_memory(model, None), HealSettings(rank=2), None) as wrapped:
         assert any("lora" in name for name, _ in wrapped.named_modules())
     assert modules == {name: (id(m), m.training) for name, m in model.named_modules()}
     assert flags == [weight.requires_grad for weight in model.parameters()]
@@ -31,7 +32,7 @@ def test_the_model_is_as_before_afterwards(model_type: str) -> None:
 
 def test_only_float32_adapters_train_on_bfloat16_weights() -> None:
     model = build_tiny("llama").to(torch.bfloat16)
-    with seeded(0), adapted(model, HealSettings(rank=2)) as wrapped:
+    with seeded(0), adapted(from_memory(model, None), HealSettings(rank=2), None) as wrapped:
         trained = {name: p.dtype for name, p in wrapped.named_parameters() if p.requires_grad}
     assert set(trained.values()) == {torch.float32}
     assert all("lora_" in name for name in trained)
@@ -43,7 +44,7 @@ def test_a_fresh_adapter_changes_nothing() -> None:
     model, ids = build_tiny("llama"), torch.arange(9)[None]
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        with seeded(0), adapted(model, HealSettings(rank=2)) as wrapped:
+        with seeded(0), adapted(from_memory(model, None), HealSettings(rank=2), None) as wrapped:
             assert wrapped(input_ids=ids).logits.equal(before)
 
 

@@ -8,6 +8,7 @@ from depthcut.checkpoint.folder import open_checkpoint
 from depthcut.healing.adapters import adapted, weight_deltas
 from depthcut.healing.merging import add_to_weight
 from depthcut.healing.training import seeded
+from depthcut.model.loading import from_memory
 from depthcut.model.stored_weights import find_weight
 from depthcut.settings import HealSettings
 from tests.tiny import TINY_TYPES, build_tiny, save_tiny
@@ -21,7 +22,7 @@ def test_merged_files_equal_the_adapters_on_top(model_type: str, tmp_path: Path)
     save_tiny(model, tmp_path, max_shard_size=200_000)
     checkpoint = open_checkpoint(tmp_path)
     ids = torch.arange(1, 40)[None]
-    with seeded(0), adapted(model, SETTINGS) as wrapped:
+    with seeded(0), adapted(from_memory(model, None), SETTINGS, None) as wrapped:
         with torch.no_grad():
             for name, weight in wrapped.named_parameters():
                 if "lora_B" in name:
@@ -55,7 +56,7 @@ def test_checkpoints_of_the_bare_decoder_are_known(tmp_path: Path) -> None:
     tensors = {name.removeprefix("transformer."): t for name, t in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
     checkpoint = open_checkpoint(tmp_path)
-    with seeded(0), adapted(model, SETTINGS) as wrapped:
+    with seeded(0), adapted(from_memory(model, None), SETTINGS, None) as wrapped:
         names = {
             find_weight(checkpoint, name, delta.shape).name
             for name, delta in weight_deltas(wrapped)

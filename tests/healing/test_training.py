@@ -1,5 +1,6 @@
 import random
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,14 +10,15 @@ from torch import Tensor, nn
 
 from depthcut.errors import SettingsError
 from depthcut.healing.adapters import adapted
-from depthcut.healing.training import Training, seeded, train
+from depthcut.healing.checkpoints import kept_checkpoints
+from depthcut.healing.objective import Objective
+from depthcut.healing.training import Lesson, Pace, Rows, Training, seeded, train
+from depthcut.model.loading import from_memory
 from depthcut.settings import HealSettings
 from tests.tiny import build_tiny
 
 CPU = torch.device("cpu")
-SETTINGS = HealSettings(
-    steps=8, batch_size=2, accumulate=2, rank=4, learning_rate=5e-3, warmup_steps=2
-)
+SETTINGS = HealSettings(steps=8, batch_size=4, rank=4, learning_rate=5e-3, warmup_steps=2)
 
 
 def counting(length: int, count: int) -> list[Tensor]:
@@ -24,45 +26,74 @@ def counting(length: int, count: int) -> list[Tensor]:
     return [torch.arange(start, start + length) % 200 for start in range(count)]
 
 
-def healed(settings: HealSettings, sequences: list[Tensor]) -> tuple[Training, dict[str, Tensor]]:
-    model = build_tiny("llama")
-    with seeded(settings.seed), adapted(model, settings) as wrapped:
-        training = train(wrapped, sequences, settings, device=CPU)
-        state = {
+class Healing(NamedTuple):
+    training: Training
+    weights: dict[str, Tensor]
+
+
+def healed(
+    settings: HealSettings,
+    sequences: list[Tensor],
+    folder: Path,
+    *,
+    held_out: list[Tensor] | None = None,
+    micro: int | None = None,
+    recompute: bool = False,
+) -> Healing:
+    loaded = from_memory(build_tiny("llama"), None)
+    lesson = Lesson(
+        Rows(tuple(sequences), tuple(held_out or ())), Objective({"next-token": 1.0}), settings
+    )
+    size = micro or settings.batch_size
+    with (
+        kept_checkpoints(folder / "out", "inputs") as checkpoints,
+        seeded(settings.seed),
+        adapted(loaded, settings, None) as wrapped,
+    ):
+        training = train(
+            wrapped,
+            lesson,
+            Pace(size, settings.batch_size // size, recompute),
+            device=CPU,
+            autocast=torch.float32,
+            checkpoints=checkpoints,
+        )
+        weights = {
             name: weight.detach().clone()
             for name, weight in wrapped.named_parameters()
             if weight.requires_grad
         }
-    return training, state
+    return Healing(training, weights)
 
 
-def test_training_lowers_the_loss() -> None:
-    training, _ = healed(SETTINGS, counting(24, 40))
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    training, _ = healed(SETTINGS, counting(24, 40), tmp_path)
     assert [step for step, _ in training.losses] == list(range(1, 9))
     assert training.losses[-1][1] < training.losses[0][1] - 0.3
 
 
-def test_same_seed_gives_the_same_weights_and_another_does_not() -> None:
-    first = healed(SETTINGS, counting(24, 40))
-    again = healed(SETTINGS, counting(24, 40))
-    other = healed(replace(SETTINGS, seed=1), counting(24, 40))
-    assert first[0] == again[0]
-    assert all(first[1][name].equal(again[1][name]) for name in first[1])
-    assert first[0] != other[0]
+def test_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path) -> None:
+    first = healed(SETTINGS, counting(24, 40), tmp_path)
+    again = healed(SETTINGS, counting(24, 40), tmp_path)
+    other = healed(replace(SETTINGS, seed=1), counting(24, 40), tmp_path)
+    assert first.training.losses == again.training.losses
+    assert all(first.weights[name].equal(again.weights[name]) for name in first.weights)
+    assert first.training.losses != other.training.losses
 
 
-def test_sequences_are_repeated_until_the_steps_are_done() -> None:
-    training, _ = healed(SETTINGS, counting(24, 3))
-    assert len(training.losses) == 8
+def test_sequences_are_repeated_until_the_steps_are_done(tmp_path: Path) -> None:
+    assert len(healed(SETTINGS, counting(24, 3), tmp_path).training.losses) == 8
 
 
-def test_tokens_without_padding_are_counted() -> None:
+def test_tokens_without_padding_are_counted(tmp_path: Path) -> None:
     sequences = [torch.arange(length) for length in (5, 30, 9, 16)]
-    training, _ = healed(replace(SETTINGS, steps=2), sequences)
+    training, _ = healed(replace(SETTINGS, steps=2), sequences, tmp_path)
     assert training.tokens == 2 * (5 + 30 + 9 + 16)
 
 
-def test_loss_of_a_step_is_the_mean_over_its_tokens_however_they_are_padded() -> None:
+def test_loss_of_a_step_is_the_mean_over_its_tokens_however_they_are_padded(
+    tmp_path: Path,
+) -> None:
     sequences = [torch.arange(length) for length in (5, 30, 9, 16)]
     model = build_tiny("llama").double()
     with torch.no_grad():
@@ -73,44 +104,66 @@ def test_loss_of_a_step_is_the_mean_over_its_tokens_however_they_are_padded() ->
             for ids in sequences
         ]
     expected = sum(losses).item() / sum(len(ids) - 1 for ids in sequences)  # type: ignore[union-attr]  # a tensor
-    for batch_size, accumulate in ((4, 1), (2, 2), (1, 4)):
-        changes = {"steps": 1, "batch_size": batch_size, "accumulate": accumulate}
-        training, _ = healed(replace(SETTINGS, **changes), sequences)
-        assert training.losses[0][1] == pytest.approx(expected, rel=1e-5)
+    weights = []
+    for micro in (4, 2, 1):
+        found = healed(replace(SETTINGS, steps=1), sequences, tmp_path, micro=micro)
+        assert found.training.losses[0][1] == pytest.approx(expected, rel=1e-5)
+        weights.append(found.weights)
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[2][name], rtol=1e-4, atol=1e-5)
 
 
-def test_recomputed_activations_give_the_same_training() -> None:
-    results = []
-    for recompute in (False, True):
-        model = build_tiny("llama")
-        with seeded(0), adapted(model, SETTINGS) as wrapped:
-            training = train(
-                wrapped, counting(24, 9), SETTINGS, device=CPU, checkpoint_activations=recompute
-            )
-            results.append(training)
-        assert not any(getattr(layer, "gradient_checkpointing", False) for layer in model.modules())
-    assert dict(results[0].losses) == pytest.approx(dict(results[1].losses))
+def test_recomputed_activations_give_the_same_training(tmp_path: Path) -> None:
+    results = [
+        healed(SETTINGS, counting(24, 9), tmp_path, recompute=recompute).training.losses
+        for recompute in (False, True)
+    ]
+    assert dict(results[0]) == pytest.approx(dict(results[1]))
 
 
-def test_a_loss_that_is_no_number_stops_the_training() -> None:
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="lower --learning-rate"):
-        healed(replace(SETTINGS, learning_rate=1e30), counting(24, 9))
+        healed(replace(SETTINGS, learning_rate=1e30), counting(24, 9), tmp_path)
 
 
 def test_nothing_is_left_in_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    healed(SETTINGS, counting(24, 9))
+    healed(SETTINGS, counting(24, 9), tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr().out == ""
 
 
-def test_long_trainings_keep_a_hundred_losses_at_most() -> None:
-    settings = replace(SETTINGS, steps=150, accumulate=1, batch_size=1)
-    training, _ = healed(settings, counting(4, 9))
+def test_long_trainings_keep_a_hundred_losses_at_most(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=150, batch_size=1)
+    training, _ = healed(settings, counting(4, 9), tmp_path)
     assert len(training.losses) == 75
     assert training.losses[-1][0] == 150
+
+
+def test_the_weights_that_did_best_on_what_is_held_out_are_kept(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=12, eval_every=2, learning_rate=0.05, schedule="constant")
+    # What is held out counts down: the more is learned of counting up, the worse.
+    down = [ids.flip(0) for ids in counting(24, 4)]
+    training, weights = healed(settings, counting(24, 40), tmp_path, held_out=down)
+    assert [each.step for each in training.judgements] == [0, 2, 4, 6, 8, 10, 12]
+    least = min(training.judgements[1:], key=lambda each: each.loss)
+    assert training.best_step == least.step < 12
+    assert least.loss == least.next_token
+    short = healed(replace(settings, steps=least.step), counting(24, 40), tmp_path)
+    for name, weight in weights.items():
+        assert weight.equal(short.weights[name])
+
+
+def test_training_stops_when_judgements_no_longer_get_better(tmp_path: Path) -> None:
+    settings = replace(
+        SETTINGS, steps=40, eval_every=2, learning_rate=0.05, schedule="constant", patience=2
+    )
+    down = [ids.flip(0) for ids in counting(24, 4)]
+    training, _ = healed(settings, counting(24, 40), tmp_path, held_out=down)
+    assert training.stopped_early
+    assert training.judgements[-1].step == training.best_step + 4
 
 
 def test_seeding_leaves_the_callers_random_numbers_alone() -> None:

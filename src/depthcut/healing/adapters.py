@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from depthcut.errors import ArchitectureError, MissingExtraError
+from depthcut.healing.restoring import as_before
+from depthcut.healing.targets import Targets
+from depthcut.model.loading import LoadedModel
 from depthcut.settings import HealSettings
 
 try:
@@ -25,8 +28,12 @@ ADAPTER = "default"
 
 
 @contextlib.contextmanager
-def adapted(model: PreTrainedModel, settings: HealSettings) -> Iterator[PeftModel]:
-    """The model with fresh LoRA matrices (arXiv:2106.09685) on all its linear layers.
+def adapted(
+    loaded: LoadedModel, settings: HealSettings, chosen: Targets | None
+) -> Iterator[PeftModel]:
+    """The model with fresh LoRA matrices (arXiv:2106.09685) on the linear layers of some layers.
+
+    None chooses all linear layers.
 
     The head is left out, as it may be tied to the embeddings. Only the new matrices train;
     they are float32 whatever the weights are, so that small steps are not rounded away. At the
@@ -36,36 +43,28 @@ def adapted(model: PreTrainedModel, settings: HealSettings) -> Iterator[PeftMode
     Raises:
         ArchitectureError: The model has no linear layer that peft knows.
     """
-    trainable = {name: weight.requires_grad for name, weight in model.named_parameters()}
-    training = [module for module in model.modules() if module.training]
-    cached, recomputing = model.config.use_cache, _recomputes(model)
+    model = loaded.model
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
         lora_alpha=cast(int, settings.alpha),  # peft divides it by r, whole or not
         lora_dropout=settings.dropout,
         target_modules="all-linear",
+        exclude_modules=_others(loaded, chosen) if chosen else None,
     )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on what it settles by itself
-            wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
-    except ValueError as error:
-        raise ArchitectureError(f"no LoRA on a {model.config.model_type} model: {error}") from error
-    try:
-        yield wrapped
-    finally:
-        wrapped.unload()
-        for name, weight in model.named_parameters():
-            weight.requires_grad_(trainable[name])
-        model.train(False)
-        for module in training:
-            module.training = True
-        model.config.use_cache = cached
-        if _recomputes(model) and not recomputing:
-            disable = "activation_checkpointing_disable"  # renamed within transformers 5
-            disable = disable if hasattr(model, disable) else "gradient_checkpointing_disable"
-            getattr(model, disable)()
+    with as_before(model), _differentiable(model):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # on what it settles by itself
+                wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
+        except ValueError as error:
+            raise ArchitectureError(
+                f"no LoRA on a {model.config.model_type} model: {error}"
+            ) from error
+        try:
+            yield wrapped
+        finally:
+            wrapped.unload()
 
 
 def weight_deltas(wrapped: PeftModel) -> Iterator[tuple[str, Tensor]]:
@@ -78,12 +77,43 @@ def weight_deltas(wrapped: PeftModel) -> Iterator[tuple[str, Tensor]]:
         A tensor's name, and the sum to add, float32 on the CPU, in the tensor's own shape.
     """
     model = cast(PreTrainedModel, wrapped.get_base_model())
-    for _, layer in groupby(_adapters(wrapped), key=lambda named: _layer(named[0])):
+    for _, layer in groupby(_adapters(wrapped), key=lambda named: layer_of(named[0])):
         with torch.no_grad():
             deltas = {
                 name: module.get_delta_weight(ADAPTER).float().cpu() for name, module in layer
             }
             yield from revert_weight_conversion(model, deltas).items()
+
+
+@contextlib.contextmanager
+def _differentiable(model: PreTrainedModel) -> Iterator[None]:
+    """A context in which 4-bit layers give gradients on a CPU.
+
+    bitsandbytes packs their weights for a faster product, whose gradient it does not know, at the
+    first pass in eval mode; later passes in training mode would silently stop the gradient there.
+    """
+    flag, packed = "support_avx512bf16_for_cpu", "packing_format_for_cpu"
+    modules = [module for module in model.modules() if getattr(module, flag, False)]
+    for module in modules:
+        setattr(module, flag, False)
+        if getattr(getattr(module.weight, "quant_state", None), packed, False):
+            module.state_dict()  # unpacks them
+    try:
+        yield
+    finally:
+        for module in modules:
+            setattr(module, flag, True)
+
+
+def _others(loaded: LoadedModel, chosen: Targets) -> str | None:
+    """A pattern of the modules that no adapter is put on; None: there is none."""
+    layers = {id(layer): number for number, layer in enumerate(loaded.layers)}
+    names = [
+        re.escape(name)
+        for name, module in loaded.model.named_modules()
+        if layers.get(id(module), min(chosen.layers)) not in chosen.layers
+    ]
+    return rf"({'|'.join(names)})\..*" if names else None
 
 
 def _adapters(wrapped: PeftModel) -> Iterator[tuple[str, Any]]:
@@ -93,11 +123,7 @@ def _adapters(wrapped: PeftModel) -> Iterator[tuple[str, Any]]:
             yield f"{path}.{getattr(module, 'parameter_name', 'weight')}", module
 
 
-def _recomputes(model: PreTrainedModel) -> bool:
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-
-
-def _layer(name: str) -> str:
-    """The name up to its first number: what belongs to one layer is converted together."""
+def layer_of(name: str) -> str:
+    """A weight's name up to its first number: what belongs to one layer is converted together."""
     found = re.match(r".*?\.\d+\.", name)
     return found[0] if found else name

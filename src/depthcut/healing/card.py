@@ -21,18 +21,15 @@ def heal_card(record: HealRecord, parent: Path | None, *, name: str) -> str:
     front = kept_front(parent / "README.md" if parent else None, tags=("depthcut", "healed"))
     header = yaml.safe_dump(front, allow_unicode=True, sort_keys=False)
     settings, text = record.settings, record.text
-    sequences = settings.batch_size * settings.accumulate
-    first, last = record.losses[0][1], record.losses[-1][1]
     rows = {
         "parent": f"`{record.model.source}` (digest `{record.model.digest}`)",
         **_cut(parent),
         "text": text_cell(text),
-        "training": f"{settings.steps} steps of {sequences} sequences, "
-        f"{record.trained_tokens:,} tokens; learning rate {settings.learning_rate:g}, "
-        f"seed {settings.seed}",
-        "LoRA": f"rank {settings.rank}, alpha {settings.alpha:g} on all linear layers: "
-        f"{record.trained_parameters:,} parameters, merged into the weights",
-        "training loss": f"from {first:.3f} to {last:.3f} nats per token",
+        "training": f"{record.losses[-1][0]} steps of {settings.batch_size} sequences, "
+        f"{record.trained_tokens:,} tokens; seed {settings.seed}",
+        "trained": f"{_TRAINED[settings.method]}: {record.trained_parameters:,} parameters",
+        **_teacher(record),
+        **_told(record),
         "this model's digest": f"`{record.result.digest}`",
         "made with": f"depthcut {record.origin.versions.get('depthcut', '')}",
     }
@@ -63,6 +60,34 @@ model = AutoModelForCausalLM.from_pretrained("PATH_OR_NAME")
 tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")
 ```
 """
+
+
+_TRAINED = {
+    "lora": "low-rank matrices (LoRA), merged into the weights",
+    "qlora": "low-rank matrices on a 4-bit base (QLoRA), merged into the unquantised weights",
+    "full": "all weights",
+    "partial": "the weights of some layers",
+}
+
+
+def _teacher(record: HealRecord) -> dict[str, str]:
+    if record.teacher is None:
+        return {}
+    source, digest = record.teacher.source, record.teacher.digest
+    return {"teacher": f"`{source}` (digest `{digest}`), loss {record.settings.loss or 'kl'}"}
+
+
+def _told(record: HealRecord) -> dict[str, str]:
+    """What the loss became: on held-out text where some was."""
+    if record.judgements:
+        first = record.judgements[0]
+        best = next(each for each in record.judgements if each.step == record.best_step)
+        return {
+            "loss on held-out text": f"from {first.next_token:.3f} to {best.next_token:.3f} nats "
+            f"per token (step {record.best_step})"
+        }
+    (_, before), (_, after) = record.losses[0], record.losses[-1]
+    return {"training loss": f"from {before:.3f} to {after:.3f} nats per token"}
 
 
 def _cut(parent: Path | None) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The folder of a healed checkpoint: what is carried over, and what it says of itself."""
+"""The folder of a healed checkpoint: what it is made from, and what is carried over."""
 
 from pathlib import Path
 
@@ -6,33 +6,41 @@ from depthcut.checkpoint.companions import companions
 from depthcut.checkpoint.copying import copy_file
 from depthcut.checkpoint.folder import open_checkpoint
 from depthcut.errors import SettingsError
+from depthcut.files import new_folder
 from depthcut.model.loading import LoadedModel
 from depthcut.model.quiet import quiet_transformers
 
 
-def copy_base(loaded: LoadedModel, working: Path) -> None:
-    """Put the checkpoint that is to be changed into an empty folder, without its model card.
+def saved_base(loaded: LoadedModel, folder: Path) -> Path:
+    """The folder, with the checkpoint of a model that is in memory only.
 
     Raises:
-        SettingsError: The model is quantised and in memory only, so its weights are not there.
-        CheckpointError: The checkpoint's folder is damaged.
+        SettingsError: The model is quantised, so its weights are not there.
     """
-    if loaded.folder is None:
-        if getattr(loaded.model, "is_quantized", False):
-            raise SettingsError(
-                "a quantised model in memory cannot be healed: give its checkpoint's folder, whose "
-                "weights the adapters are merged into"
-            )
-        with quiet_transformers():
+    if getattr(loaded.model, "is_quantized", False):
+        raise SettingsError(
+            "a quantised model in memory cannot be healed: give its checkpoint's folder, whose "
+            "weights the adapters are merged into"
+        )
+    if not folder.exists():
+        with new_folder(folder) as working, quiet_transformers():
             loaded.model.save_pretrained(working)
             if loaded.tokenizer is not None:
                 loaded.tokenizer.save_pretrained(working)
-        return
-    checkpoint = open_checkpoint(loaded.folder)
+    return folder
+
+
+def copy_base(folder: Path, working: Path) -> None:
+    """Put the checkpoint that is to be changed into an empty folder, without its model card.
+
+    Raises:
+        CheckpointError: The checkpoint's folder is damaged.
+    """
+    checkpoint = open_checkpoint(folder)
     names = [Path("config.json"), *(Path(shard.file.name) for shard in checkpoint.shards)]
-    names += [Path(path.name) for path in loaded.folder.glob("*.safetensors.index.json")]
-    names += companions(loaded.folder, checkpoint.config)
-    names += [Path("plan.json")] if (loaded.folder / "plan.json").is_file() else []
+    names += [Path(path.name) for path in folder.glob("*.safetensors.index.json")]
+    names += companions(folder, checkpoint.config)
+    names += [Path("plan.json")] if (folder / "plan.json").is_file() else []
     for name in names:
         (working / name).parent.mkdir(exist_ok=True)
-        copy_file(loaded.folder / name, working / name)
+        copy_file(folder / name, working / name)

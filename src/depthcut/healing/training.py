@@ -1,17 +1,19 @@
-"""Training of what is trainable in a model: next-token loss, transformers' Trainer."""
+"""Training of what is trainable in a model, by transformers' Trainer."""
 
 import contextlib
 import math
 import os
 import random
-import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -24,13 +26,55 @@ from transformers import (
 )
 
 from depthcut.errors import SettingsError
+from depthcut.healing.checkpoints import Checkpoints
+from depthcut.healing.objective import IGNORED, Objective, counting
+from depthcut.launched import launched
 from depthcut.progress import Advance, progress
+from depthcut.records import HealJudgement
 from depthcut.settings import HealSettings
 
-IGNORED = -100
-"""The label that torch's cross entropy leaves out."""
 RECORDED_LOSSES = 100
 """A record keeps at most so many losses, each the mean over equally many steps."""
+_WEIGHTS = "trained.safetensors"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is trained on, and what is held out to judge."""
+
+    trained: tuple[Tensor, ...]
+    """Token ids, 1-D int64, of any lengths. They have the numbers 0, 1, ..."""
+    held_out: tuple[Tensor, ...] = ()
+    """They have the numbers behind those."""
+    answers: tuple[Tensor, ...] = ()
+    """Of both in order: which tokens are to be learned, bool; empty: all."""
+
+    def row(self, number: int) -> dict[str, Any]:
+        """A sequence with its number."""
+        ids = (*self.trained, *self.held_out)[number]
+        learned = self.answers[number] if self.answers else torch.ones_like(ids, dtype=torch.bool)
+        return {"input_ids": ids, "learned": learned, "number": number}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a model is to learn."""
+
+    rows: Rows
+    objective: Objective
+    settings: HealSettings
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a step is made of forward passes."""
+
+    micro_batch_size: int
+    """Sequences per forward pass on each device."""
+    accumulate: int
+    """Forward passes per step on each device."""
+    recompute: bool = False
+    """Activations are computed again instead of kept."""
 
 
 @dataclass(frozen=True)
@@ -38,51 +82,111 @@ class Training:
     """What a training did."""
 
     losses: tuple[tuple[int, float], ...]
-    """(step, mean next-token loss in nats over the steps since the last entry)."""
+    """(step, mean loss over the steps since the last entry)."""
     tokens: int
     """Tokens that went through the model, padding not among them."""
+    judgements: tuple[HealJudgement, ...]
+    """On what was held out; the first before any step."""
+    best_step: int
+    """After which the weights are that are there now."""
+    stopped_early: bool
+    seconds: float
+    """Of all its processes, one after another."""
 
 
 def train(
     model: nn.Module,
-    sequences: Sequence[Tensor],
-    settings: HealSettings,
+    lesson: Lesson,
+    pace: Pace,
     *,
     device: torch.device,
-    checkpoint_activations: bool = False,
+    autocast: torch.dtype,
+    checkpoints: Checkpoints,
 ) -> Training:
     """Train the parameters of `model` that require a gradient, in place.
 
-    AdamW; the learning rate rises over `warmup_steps` and falls to zero along a cosine. The
-    sequences are shuffled anew in each pass over them, by the seed, and repeated until the
-    steps are done. The loss of a step is the mean over all its tokens, however they are spread
-    over the forward passes. On one CPU the same seed gives the same weights.
+    The learning rate rises over `warmup_steps` and falls as `schedule` says. The sequences are
+    shuffled anew in each pass over them, by the seed, and repeated until the steps are done. The
+    loss of a step is the mean over all its tokens that count, however they are spread over forward
+    passes and devices. At the end stand the weights that did best on what was held out.
+
+    Where `checkpoints` hold a training that was begun, it goes on with the same steps: optimizer,
+    order of the text and random numbers are as they were. On one CPU the same seed gives the same
+    weights, with and without a kill between.
 
     Args:
         model: On `device` already.
-        sequences: Token ids, 1-D int64, of any lengths.
-        checkpoint_activations: Recompute the activations instead of keeping them.
+        lesson: The text, what is made small, steps and rates.
+        pace: Sequences per forward pass.
+        device: Where the model is.
+        autocast: In which products are computed; float32: as the weights are.
+        checkpoints: Where it keeps how far it is.
 
     Raises:
-        SettingsError: The loss ceased to be a finite number.
+        SettingsError: The loss ceased to be a finite number, or memory ran out.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="depthcut-heal-") as folder,
-        _trainer_device(device),
-        progress("heal", settings.steps * _step_tokens(sequences, settings)) as advance,
-    ):
-        watch = _Watch(advance, _step_tokens(sequences, settings))
-        trainer = Trainer(
+    rows, settings = lesson.rows, lesson.settings
+    each = _step_tokens(rows.trained, settings)
+    begun = checkpoints.last()
+    with _trainer_device(device), progress("heal", settings.steps * each) as advance:
+        trainer = _Trainer(
+            lesson,
             model=model,
-            args=_arguments(settings, device, folder, checkpoint_activations),
-            train_dataset=[{"input_ids": ids} for ids in sequences],
-            data_collator=_collate,
-            callbacks=[watch],
+            args=_arguments(
+                settings,
+                pace,
+                device=device,
+                autocast=autocast,
+                folder=checkpoints.folder,
+                eval_on_start=begun is None and bool(rows.held_out),
+            ),
+            callbacks=[_Watch(advance, each, settings, checkpoints, bool(rows.held_out))],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        tokens = trainer.state.num_input_tokens_seen
-    return Training(losses=_thinned(watch.losses, RECORDED_LOSSES), tokens=int(tokens))
+        trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+    history = trainer.state.log_history
+    judgements = _judgements(history)
+    best = _best(judgements)
+    if best is not None and best != trainer.state.global_step:
+        load_trained(model, checkpoints.at(best))
+    return Training(
+        losses=_thinned(_losses(history), RECORDED_LOSSES),
+        tokens=int(trainer.state.num_input_tokens_seen),
+        judgements=judgements,
+        best_step=trainer.state.global_step if best is None else best,
+        stopped_early=trainer.state.global_step < settings.steps,
+        seconds=history[-1]["seconds"] if history else 0.0,
+    )
+
+
+def load_trained(model: nn.Module, folder: Path) -> None:
+    """Put the trained weights of a checkpoint into the model."""
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in load_file(folder / _WEIGHTS).items():
+            named[name].copy_(weight)
+
+
+def judge_every(settings: HealSettings) -> int:
+    """Steps between two judgements."""
+    return settings.eval_every or max(1, settings.steps // 10)
+
+
+def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Rows as a batch, padded on the right."""
+    ids = [row["input_ids"] for row in rows]
+    lengths = torch.tensor([len(each) for each in ids])
+    padded = pad_sequence(ids, batch_first=True, padding_value=0)
+    mask = torch.arange(padded.shape[1]) < lengths[:, None]
+    learned = pad_sequence([row["learned"] for row in rows], batch_first=True, padding_value=False)
+    labels = padded.masked_fill(~learned, IGNORED)
+    labels[:, 0] = IGNORED  # nothing is before it
+    return {
+        "input_ids": padded,
+        "attention_mask": mask.long(),
+        "labels": labels,
+        "number": torch.tensor([row["number"] for row in rows]),
+    }
 
 
 @contextlib.contextmanager
@@ -100,6 +204,87 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(states[1])
 
 
+class _Trainer(Trainer):
+    """transformers' own, with our loss; its checkpoints hold the trained weights alone."""
+
+    def __init__(self, lesson: Lesson, **arguments: Any) -> None:
+        self._rows, self._objective = lesson.rows, lesson.objective
+        count = len(self._rows.trained)
+        super().__init__(
+            train_dataset=[self._rows.row(number) for number in range(count)],
+            data_collator=collate,
+            compute_loss_func=_never,  # by it the Trainer knows that a sum is divided already
+            **arguments,
+        )
+        self._begun = time.monotonic()
+        self._before: float | None = None
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The mean over the tokens that count, of all forward passes of the step."""
+        total = self._objective.of(model, inputs)
+        count = (
+            counting(inputs["labels"]).sum() if num_items_in_batch is None else num_items_in_batch
+        )
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            total = total * self.accelerator.num_processes
+        loss = total / max(1, int(count))
+        return (loss, {}) if return_outputs else loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """What is held out, judged by every process alike."""
+        held_out = [
+            self._rows.row(len(self._rows.trained) + number)
+            for number in range(len(self._rows.held_out))
+        ]
+        size = self.args.per_device_train_batch_size
+        mixed = own = count = 0.0
+        self.model_wrapped.eval()
+        for start in range(0, len(held_out), size):
+            batch = self._prepare_inputs(collate(held_out[start : start + size]))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                sums = self._objective.judged(self.model_wrapped, batch)
+            mixed, own = mixed + sums[0].item(), own + sums[1].item()
+            count += int(counting(batch["labels"]).sum())
+        found = {"eval_loss": mixed / max(1, count), "eval_next_token": own / max(1, count)}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With the seconds that were spent so far, before a kill and since."""
+        if self._before is None:
+            history = self.state.log_history
+            self._before = history[-1].get("seconds", 0.0) if history else 0.0
+        super().log({**logs, "seconds": self._before + time.monotonic() - self._begun}, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if output_dir is None or not self.args.should_save:
+            return
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        weights = {
+            name: weight.detach().contiguous()
+            for name, weight in self.accelerator.unwrap_model(self.model).named_parameters()
+            if weight.requires_grad
+        }
+        save_file(weights, Path(output_dir, _WEIGHTS))
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        given = self.model if model is None else model
+        load_trained(cast(nn.Module, given), Path(resume_from_checkpoint))
+
+
+def _never(*_: Any, **__: Any) -> Tensor:
+    raise NotImplementedError
+
+
 @dataclass
 class _Arguments(TrainingArguments):
     """Trains where the model is: no DataParallel over what other GPUs there are."""
@@ -114,31 +299,50 @@ class _Arguments(TrainingArguments):
 
 
 def _arguments(
-    settings: HealSettings, device: torch.device, folder: str, checkpoint_activations: bool
+    settings: HealSettings,
+    pace: Pace,
+    *,
+    device: torch.device,
+    autocast: torch.dtype,
+    folder: Path,
+    eval_on_start: bool,
 ) -> TrainingArguments:
+    schedule = settings.schedule
     return _Arguments(
         place=str(device),
-        output_dir=folder,
+        output_dir=str(folder.absolute()),
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulate,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
+        per_device_train_batch_size=pace.micro_batch_size,
+        gradient_accumulation_steps=pace.accumulate,
+        learning_rate=peak_learning_rate(settings),
+        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
         warmup_steps=min(settings.warmup_steps, settings.steps // 2),
-        weight_decay=0.0,
-        optim="adamw_torch",
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip,
+        optim=settings.optimizer,
+        bf16=autocast == torch.bfloat16,
+        fp16=autocast == torch.float16,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
+        save_strategy="no",  # _Watch says when
+        eval_on_start=eval_on_start,
+        report_to=settings.report_to,
         disable_tqdm=True,
         seed=settings.seed,
         include_num_input_tokens_seen="non_padding",
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
+        ddp_find_unused_parameters=False if launched().count > 1 else None,
         use_cpu=device.type == "cpu",
-        **_recomputation(checkpoint_activations),
+        **_recomputation(pace.recompute),
     )
+
+
+def peak_learning_rate(settings: HealSettings) -> float:
+    """The settings' own, or what suits the method."""
+    if settings.learning_rate is not None:
+        return settings.learning_rate
+    return 1e-3 if settings.method in ("lora", "qlora") else 2e-4
 
 
 def _recomputation(asked: bool) -> dict[str, Any]:
@@ -166,30 +370,55 @@ def _trainer_device(device: torch.device) -> Iterator[None]:
             os.environ[name] = before
 
 
-def _collate(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    ids = [row["input_ids"] for row in rows]
-    lengths = torch.tensor([len(row) for row in ids])
-    padded = pad_sequence(ids, batch_first=True, padding_value=0)
-    mask = torch.arange(padded.shape[1]) < lengths[:, None]
-    return {
-        "input_ids": padded,
-        "attention_mask": mask.long(),
-        "labels": padded.masked_fill(~mask, IGNORED),
-    }
-
-
 def _step_tokens(sequences: Sequence[Tensor], settings: HealSettings) -> float:
-    mean = sum(len(ids) for ids in sequences) / len(sequences)
-    return mean * settings.batch_size * settings.accumulate
+    return sum(len(ids) for ids in sequences) / len(sequences) * settings.batch_size
 
 
 class _Watch(TrainerCallback):
-    """Shows the loss of each step, keeps it, and stops where it is no number."""
+    """Shows the loss, says when to judge, to save and to stop, and marks what was saved whole."""
 
-    def __init__(self, advance: Advance, step_tokens: float) -> None:
-        self.losses: list[tuple[int, float]] = []
-        self._advance = advance
-        self._step_tokens = step_tokens
+    def __init__(
+        self,
+        advance: Advance,
+        step_tokens: float,
+        settings: HealSettings,
+        checkpoints: Checkpoints,
+        judges: bool,
+    ) -> None:
+        self._advance, self._step_tokens = advance, step_tokens
+        self._settings, self._checkpoints, self._judges = settings, checkpoints, judges
+        self._recent: list[float] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.global_step:
+            self._advance(self._step_tokens * state.global_step, f"from step {state.global_step}")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        step, last = state.global_step, state.global_step >= self._settings.steps
+        judging = step % judge_every(self._settings) == 0 or last
+        every = self._settings.save_every or judge_every(self._settings)
+        control.should_evaluate = judging and self._judges
+        control.should_save = step % every == 0 or (judging and self._judges) or last
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        judgements = _judgements(state.log_history)
+        best, patience = _best(judgements), self._settings.patience
+        since = [each for each in judgements if best is not None and each.step > best]
+        if patience and len(since) >= patience:
+            control.should_training_stop = True
+            control.should_save = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if args.should_save:
+            self._checkpoints.finish(state.global_step, best=_best(_judgements(state.log_history)))
 
     def on_log(
         self,
@@ -207,10 +436,31 @@ class _Watch(TrainerCallback):
                 f"the loss is {loss} at step {state.global_step}: lower --learning-rate, or train "
                 "in another --dtype"
             )
-        self.losses.append((state.global_step, loss))
-        recent = [value for _, value in self.losses[-10:]]
-        note = f"step {state.global_step}, loss {sum(recent) / len(recent):.3f}"
+        self._recent = [*self._recent[-9:], loss]
+        note = f"step {state.global_step}, loss {sum(self._recent) / len(self._recent):.3f}"
         self._advance(self._step_tokens, note)
+
+
+def _losses(history: Sequence[Mapping[str, float]]) -> list[tuple[int, float]]:
+    return [(int(each["step"]), float(each["loss"])) for each in history if "loss" in each]
+
+
+def _judgements(history: Sequence[Mapping[str, float]]) -> tuple[HealJudgement, ...]:
+    return tuple(
+        HealJudgement(
+            step=int(each["step"]),
+            loss=float(each["eval_loss"]),
+            next_token=float(each["eval_next_token"]),
+        )
+        for each in history
+        if "eval_loss" in each
+    )
+
+
+def _best(judgements: Sequence[HealJudgement]) -> int | None:
+    """The step of least loss, of those after which there was a checkpoint."""
+    later = [each for each in judgements if each.step]
+    return min(later, key=lambda each: each.loss).step if later else None
 
 
 def _thinned(losses: Sequence[tuple[int, float]], most: int) -> tuple[tuple[int, float], ...]:

@@ -22,7 +22,7 @@ from depthcut.records.facts import (
     texts_in_words,
     value_and_error,
 )
-from depthcut.records.healing import HealRecord
+from depthcut.records.healing import HealJudgement, HealRecord
 from depthcut.records.own_text import OwnText
 from depthcut.records.plan import (
     Alternative,
@@ -76,6 +76,7 @@ __all__ = [
     "FieldValues",
     "Flip",
     "FrontierPoint",
+    "HealJudgement",
     "HealRecord",
     "Inspection",
     "JudgedText",

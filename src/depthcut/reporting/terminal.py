@@ -335,11 +335,17 @@ def repair_lines(record: RepairRecord) -> str:
 
 def heal_line(record: HealRecord) -> str:
     """One line on a healed checkpoint."""
-    (_, first), (_, last) = record.losses[0], record.losses[-1]
+    steps = record.losses[-1][0]
+    done = f"{steps} steps, {record.trained_tokens:,} tokens in {duration(record.training_seconds)}"
+    if not record.judgements:
+        (_, first), (_, last) = record.losses[0], record.losses[-1]
+        return f"{done}: training loss {first:.3f} became {last:.3f} nats per token"
+    first = record.judgements[0].next_token
+    best = next(each for each in record.judgements if each.step == record.best_step)
+    early = ", stopped early" if record.stopped_early else ""
     return (
-        f"{record.settings.steps} steps, {record.trained_tokens:,} tokens in "
-        f"{duration(record.origin.seconds)}: training loss {first:.3f} became {last:.3f} "
-        "nats per token"
+        f"{done}{early}: on held-out text the loss went from {first:.3f} to {best.next_token:.3f} "
+        f"nats per token (best after {record.best_step} steps)"
     )
 
 

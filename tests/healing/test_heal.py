@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from depthcut.checkpoint.folder import open_checkpoint
 from depthcut.errors import OutputError, SettingsError, TextError
+from depthcut.healing.heal import heal_checkpoint
 from depthcut.healing.inputs import as_needed, heal_inputs
-from depthcut.healing.lora import heal_checkpoint
 from depthcut.model.loading import LoadedModel, from_memory, load
 from depthcut.planning import plan_by_hand
 from depthcut.records import HealRecord, Plan, TextFacts, read_record, write_record
@@ -22,9 +22,7 @@ from depthcut.text.sequences import Sequences
 from tests.tiny import build_tiny, save_tiny, tiny_tokenizer
 
 LOAD = LoadSettings(device="cpu")
-SETTINGS = HealSettings(
-    steps=6, batch_size=4, accumulate=1, rank=4, learning_rate=5e-3, warmup_steps=2
-)
+SETTINGS = HealSettings(steps=6, batch_size=4, rank=4, learning_rate=5e-3, warmup_steps=2)
 
 
 def counting(count: int = 16) -> Sequences:
@@ -224,8 +222,8 @@ def test_an_existing_folder_is_refused_and_a_failed_training_leaves_none(
 
 
 def test_no_more_text_is_read_than_the_steps_use() -> None:
-    settings = HealSettings(steps=10, batch_size=4, accumulate=2, context=100)
-    assert as_needed(settings).tokens == 10 * 4 * 2 * 100
+    settings = HealSettings(steps=10, batch_size=8, context=100, held_out_tokens=50)
+    assert as_needed(settings).tokens == 10 * 8 * 100 + 50
     assert as_needed(replace(settings, tokens=50)).tokens == 50
 
 

@@ -1,0 +1,112 @@
+"""Where a training keeps how far it is, so that the same command goes on after a kill."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from depthcut.errors import OutputError, SettingsError
+from depthcut.files import discard, sole_writer, sync_tree, write_file
+
+_WHOLE = "whole"
+"""Lies in a checkpoint once all of it is on the disk."""
+_BEGUN = "inputs.json"
+
+
+class Begun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a training was begun with, and goes on with."""
+
+    inputs: str
+    """Digest of everything that it depends on."""
+    micro_batch_size: int | None = None
+    """What was chosen for it: another one rounds otherwise."""
+    recompute: bool = False
+    starts: int = 1
+    """How often it was started."""
+
+
+@dataclass
+class Checkpoints:
+    """The folder of a training under way. Only whole checkpoints count."""
+
+    folder: Path
+    begun: Begun
+
+    def last(self) -> Path | None:
+        """The newest checkpoint; None: none yet."""
+        steps = self._steps()
+        return self.at(max(steps)) if steps else None
+
+    def at(self, step: int) -> Path:
+        """The checkpoint of a step."""
+        return self.folder / f"checkpoint-{step}"
+
+    def finish(self, step: int, *, best: int | None) -> None:
+        """Call a checkpoint whole, and drop the others but the best one."""
+        sync_tree(self.at(step))
+        write_file(self.at(step) / _WHOLE, b"", overwrite=True)
+        for other in self._steps() - {step, best}:
+            discard(self.at(other))
+
+    def note(self, begun: Begun) -> None:
+        """Keep what the training goes on with."""
+        self.begun = begun
+        write_file(self.folder / _BEGUN, msgspec.json.encode(begun), overwrite=True)
+
+    def _steps(self) -> set[int]:
+        return {
+            int(path.name.rpartition("-")[2])
+            for path in self.folder.glob("checkpoint-*")
+            if (path / _WHOLE).exists()
+        }
+
+
+@contextlib.contextmanager
+def kept_checkpoints(out: Path, inputs: str) -> Iterator[Checkpoints]:
+    """A context with the folder `<out>.training`, which is gone when all went well.
+
+    Raises:
+        OutputError: A training lies there that was begun with other settings, another process is
+            at it, or the place cannot be written.
+    """
+    folder = out.with_name(f"{out.name}.training")
+    with sole_writer(folder):
+        begun = _read(folder, inputs)
+        checkpoints = Checkpoints(folder, begun)
+        for path in folder.glob("checkpoint-*"):
+            if not (path / _WHOLE).exists():
+                shutil.rmtree(path)
+        checkpoints.note(begun)
+        try:
+            yield checkpoints
+        except BaseException as error:
+            # Nothing, or nothing that the next command, with other settings, could go on with.
+            if checkpoints.last() is None or isinstance(error, SettingsError):
+                discard(folder)
+            raise
+        discard(folder)
+
+
+def _read(folder: Path, inputs: str) -> Begun:
+    path = folder / _BEGUN
+    if not path.exists():
+        if any(folder.iterdir()):
+            raise OutputError(
+                f"{folder} is no training of depthcut: choose another --out, or remove it"
+            )
+        return Begun(inputs)
+    try:
+        begun = msgspec.json.decode(path.read_bytes(), type=Begun)
+    except (OSError, msgspec.DecodeError) as error:
+        raise OutputError(
+            f"{path} cannot be read ({error}): remove {folder}, or choose another --out"
+        ) from error
+    if begun.inputs != inputs:
+        raise OutputError(
+            f"{folder} was begun with other settings, another model, teacher or text: repeat that "
+            "command to go on, choose another --out, or remove the folder"
+        )
+    return msgspec.structs.replace(begun, starts=begun.starts + 1)

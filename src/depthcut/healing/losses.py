@@ -1,0 +1,155 @@
+"""What training makes small: each one function from what a batch came to, to a sum over tokens.
+
+A mixture of them is written as kl:1,next-token:0.1. A token counts where the next one is to be
+learned; sums are over those.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from depthcut.errors import SettingsError, nearest
+from depthcut.settings import HealSettings
+
+_ROWS = 512
+"""Whose probabilities are in memory at once; those of the others are computed again."""
+_LEAST = 1e-8
+"""Of a probability's remainder, which rounding may take below zero."""
+
+
+class TopPredictions(NamedTuple):
+    """A teacher's likeliest tokens."""
+
+    ids: Tensor
+    """(tokens, k) int64."""
+    log_probs: Tensor
+    """(tokens, k) float32."""
+
+
+class Seen(NamedTuple):
+    """What a batch came to, a row for each token that counts."""
+
+    logits: Tensor
+    """(tokens, vocabulary), with gradient."""
+    labels: Tensor
+    """(tokens,) int64: the next token."""
+    states: tuple[Tensor, ...]
+    """(tokens, hidden) each, with gradient, at the depths that are compared."""
+    teacher: Tensor | TopPredictions | None
+    """Its logits, (tokens, vocabulary), or only the likeliest; None: no loss asks for them."""
+    wanted: tuple[Tensor, ...]
+    """The teacher's states, as `states`."""
+    temperature: float = 1.0
+
+
+def next_token(seen: Seen) -> Tensor:
+    """Minus log-probability of the token that comes next, nats."""
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(logits.float(), labels, reduction="sum")
+
+    return _by_rows(loss, seen.logits, seen.labels)
+
+
+def kl(seen: Seen) -> Tensor:
+    """Kullback-Leibler divergence from the teacher's predictions, nats (Hinton et al.,
+    arXiv:1503.02531): both distributions at the temperature, times its square.
+
+    Of a teacher whose likeliest tokens alone are known, all others count as one: that is at most
+    the divergence, and equals it where the student shares the rest as the teacher does.
+    """
+    scale = seen.temperature**2
+    if isinstance(seen.teacher, TopPredictions):
+        return scale * _by_rows(_top_divergence, seen.logits, *seen.teacher)
+    assert seen.teacher is not None  # whoever asks for kl brings a teacher
+
+    def loss(logits: Tensor, teacher: Tensor) -> Tensor:
+        ours = functional.log_softmax(logits.float() / seen.temperature, dim=-1)
+        theirs = functional.log_softmax(teacher.float() / seen.temperature, dim=-1)
+        return functional.kl_div(ours, theirs, log_target=True, reduction="sum")
+
+    return scale * _by_rows(loss, seen.logits, seen.teacher)
+
+
+def hidden(seen: Seen) -> Tensor:
+    """Squared distance of the states from the teacher's, over their squared length; mean over the
+    depths that are compared."""
+    losses = []
+    for ours, theirs in zip(seen.states, (each.float() for each in seen.wanted), strict=True):
+        length = theirs.square().sum(dim=1).clamp(min=1e-12)
+        losses.append(((ours.float() - theirs).square().sum(dim=1) / length).sum())
+    return torch.stack(losses).mean()
+
+
+Loss = Callable[[Seen], Tensor]
+
+LOSSES: dict[str, Loss] = {"next-token": next_token, "kl": kl, "hidden": hidden}
+"""By the name that --loss takes."""
+OF_A_TEACHER = ("kl", "hidden")
+
+
+def loss_weights(settings: HealSettings) -> dict[str, float]:
+    """The mixture that the settings ask for: weights by name.
+
+    Raises:
+        SettingsError: Not a mixture, or one that needs a teacher where there is none.
+    """
+    if settings.loss is None:
+        return {"kl" if settings.teacher else "next-token": 1.0}
+    weights: dict[str, float] = {}
+    for word in filter(None, re.split(r"[,\s]+", settings.loss)):
+        name, _, number = word.partition(":")
+        if name not in LOSSES:
+            raise SettingsError(
+                f"--loss {word}: expected {', '.join(LOSSES)}{nearest(name, LOSSES)}"
+            )
+        weights[name] = _weight(word, number)
+    if not weights:
+        raise SettingsError("--loss names none: write it as kl:1,next-token:0.1")
+    asking = [name for name in weights if name in OF_A_TEACHER]
+    if asking and settings.teacher is None:
+        raise SettingsError(
+            f"--loss {asking[0]} needs a teacher: give --teacher parent, or the model by name"
+        )
+    return weights
+
+
+def _weight(word: str, number: str) -> float:
+    try:
+        weight = float(number or 1)
+    except ValueError:
+        weight = math.nan
+    if not (math.isfinite(weight) and weight > 0):
+        raise SettingsError(f"--loss {word}: a weight is a number above 0, as in kl:0.5")
+    return weight
+
+
+def _top_divergence(logits: Tensor, ids: Tensor, theirs: Tensor) -> Tensor:
+    ours = functional.log_softmax(logits.float(), dim=-1).gather(1, ids)
+    known = (theirs.exp() * (theirs - ours)).sum(dim=1)
+    their_rest, our_rest = (
+        (1 - each.exp().sum(dim=1)).clamp(min=_LEAST) for each in (theirs, ours)
+    )
+    return (known + their_rest * (their_rest.log() - our_rest.log())).sum()
+
+
+def _by_rows(loss: Callable[..., Tensor], *of_tokens: Tensor) -> Tensor:
+    """The sum over some rows at a time, whose intermediate results are not kept."""
+    total = of_tokens[0].new_zeros((), dtype=torch.float32)
+    for rows in zip(*(torch.split(each, _ROWS) for each in of_tokens), strict=True):
+        if torch.is_grad_enabled():
+            total = total + checkpoint(loss, *rows, use_reentrant=False)
+        else:
+            total = total + loss(*rows)
+    return total
+
+
+def needed(weights: Mapping[str, float]) -> tuple[bool, bool]:
+    """Whether a mixture asks for a teacher's predictions, and for its states."""
+    return "kl" in weights, "hidden" in weights

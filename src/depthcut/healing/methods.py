@@ -1,0 +1,74 @@
+"""Ways to train: each one context in which some weights of a model can, and what they become."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from depthcut.checkpoint.headers import TensorEntry
+from depthcut.healing.merging import add_to_weight
+from depthcut.healing.targets import Targets
+from depthcut.healing.weights import as_stored, opened
+from depthcut.model.loading import LoadedModel
+from depthcut.model.stored_weights import write_weight
+from depthcut.settings import HealMethod, HealSettings
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model of which some weights train."""
+
+    model: nn.Module
+    """As it is run."""
+    learned: Callable[[], Iterator[tuple[str, Tensor]]]
+    """What training came to, by names of the checkpoint's tensors, one layer at a time."""
+    put: Callable[[TensorEntry, Tensor], None]
+    """Brings that into the checkpoint's file."""
+    save_adapter: Callable[[Path], object] | None = None
+
+
+@contextlib.contextmanager
+def low_rank(loaded: LoadedModel, settings: HealSettings, chosen: Targets) -> Iterator[Trainee]:
+    """LoRA (arXiv:2106.09685) on the linear layers; on a 4-bit base QLoRA (arXiv:2305.14314),
+    whose rounding never reaches the result."""
+    from depthcut.healing.adapters import adapted, weight_deltas
+
+    with adapted(loaded, settings, chosen) as wrapped:
+        yield Trainee(
+            wrapped,
+            learned=lambda: weight_deltas(wrapped),
+            put=add_to_weight,
+            save_adapter=lambda folder: wrapped.save_pretrained(
+                str(folder), save_embedding_layers=False
+            ),
+        )
+
+
+@contextlib.contextmanager
+def whole(loaded: LoadedModel, _: HealSettings, chosen: Targets) -> Iterator[Trainee]:
+    """Every weight."""
+    del chosen
+    with opened(loaded, None) as weights:
+        yield Trainee(loaded.model, lambda: as_stored(loaded, weights), write_weight)
+
+
+@contextlib.contextmanager
+def partial(loaded: LoadedModel, _: HealSettings, chosen: Targets) -> Iterator[Trainee]:
+    """The weights of some layers, and of the head: by default the last layers and the head, which
+    Lu et al. (arXiv:2411.15558) find better and cheaper than LoRA after cutting the last layers."""
+    with opened(loaded, chosen) as weights:
+        yield Trainee(loaded.model, lambda: as_stored(loaded, weights), write_weight)
+
+
+Method = Callable[[LoadedModel, HealSettings, Targets], AbstractContextManager[Trainee]]
+
+METHODS: dict[HealMethod, Method] = {
+    "lora": low_rank,
+    "qlora": low_rank,
+    "full": whole,
+    "partial": partial,
+}
+"""By the name that --method takes. At the end of each the model has its own modules again."""

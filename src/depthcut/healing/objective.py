@@ -1,0 +1,74 @@
+"""The loss of a batch: a mixture of losses, of the text and of a teacher."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from depthcut.healing.losses import LOSSES, Seen
+from depthcut.healing.teachers import Teacher, leaving
+
+IGNORED = -100
+"""The label of a token that is not to be learned."""
+
+
+class Objective:
+    """What is summed over the tokens of a batch that count."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        *,
+        teacher: Teacher | None = None,
+        compared: Sequence[nn.Module] = (),
+        temperature: float = 1.0,
+    ) -> None:
+        """A mixture of losses.
+
+        Args:
+            weights: By the losses' names.
+            teacher: Whom they ask.
+            compared: The model's layers behind which its states are compared with the teacher's.
+            temperature: Of both distributions.
+        """
+        self.weights = dict(weights)
+        self._teacher, self._compared, self._temperature = teacher, compared, temperature
+
+    def of(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """The mixture, summed over the tokens that count."""
+        seen = self._seen(model, batch)
+        return self._mixed({name: LOSSES[name](seen) for name in self.weights})
+
+    def judged(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The mixture and the text's own loss, each summed over the tokens that count."""
+        seen = self._seen(model, batch)
+        sums = {name: LOSSES[name](seen) for name in {*self.weights, "next-token"}}
+        return self._mixed(sums), sums["next-token"]
+
+    def _mixed(self, sums: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([sums[name] * weight for name, weight in self.weights.items()]).sum()
+
+    def _seen(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Seen:
+        rows = counting(batch["labels"])
+        asked = self._teacher.predictions(batch, rows) if self._teacher else (None, ())
+        with leaving(self._compared) as states:
+            output = model(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                use_cache=False,
+            )
+        return Seen(
+            logits=output.logits[rows],
+            labels=batch["labels"].roll(-1, dims=1)[rows],
+            states=tuple(each[rows] for each in states),
+            teacher=asked[0],
+            wanted=asked[1],
+            temperature=self._temperature,
+        )
+
+
+def counting(labels: Tensor) -> Tensor:
+    """The places behind which a token is to be learned, of (batch, length) labels."""
+    behind = labels.roll(-1, dims=1) != IGNORED
+    behind[:, -1] = False
+    return behind

@@ -147,12 +147,11 @@ def _within(
 ) -> _Flags:
     """Which tokens hold a character of one of the spans.
 
-    Where a tokenizer leaves white space out of its offsets, a token may have none of its own: it
-    reaches from the token before to its end, and over one character at least.
+    Where a tokenizer leaves white space out of its offsets, a token of nothing else has an end
+    but no length: it holds the character before its end at least.
     """
-    begins, ends = offsets[:, 0].copy(), offsets[:, 1]
-    empty = begins == ends
-    begins[empty] = np.minimum(np.concatenate([[0], ends[:-1]]), ends - 1)[empty]
+    ends = offsets[:, 1]
+    begins = np.minimum(offsets[:, 0], ends - 1)
     found = np.zeros(len(ends), dtype=np.bool_)
     for start, stop in spans:
         found |= (begins < stop) & (ends > start)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from depthcut.cli import main
 
 # One process imports everything, once, and is copied for each that is asked for.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
     [
         "tests.processes",
         "accelerate",
@@ -59,7 +59,7 @@ def together(
             environment["MASTER_ADDR"] = "127.0.0.1"
             own = second if second is not None and rank == 1 else arguments
             last = before if rank == count - 1 else None
-            process = _CONTEXT.Process(
+            process = CONTEXT.Process(
                 target=_run, args=(list(own), environment, Path(folder, str(rank)), last)
             )
             process.start()

@@ -446,7 +446,9 @@ def heal(
     text = _text(settings, texts)
     teacher = _teacher(model, settings, load)
     loaded = _loaded(model, tokenizer, as_loaded(settings, load))
-    sequences = _sequences(loaded, text, as_needed(settings))
+    sequences = _sequences(
+        loaded, text, as_needed(settings), answers_only=settings.answers_only
+    )
     return heal_checkpoint(
         loaded, sequences, settings, load, Path(out), teacher=teacher, announce=announce
     )
@@ -795,7 +797,9 @@ def _text(settings: TextSettings, documents: Sequence[str] | None) -> Text:
     return open_text(settings, documents)
 
 
-def _sequences(loaded: LoadedModel, text: Text, settings: TextSettings) -> Sequences:
+def _sequences(
+    loaded: LoadedModel, text: Text, settings: TextSettings, *, answers_only: bool = False
+) -> Sequences:
     from depthcut.text.sequences import read_sequences
 
     if loaded.tokenizer is None:
@@ -804,4 +808,4 @@ def _sequences(loaded: LoadedModel, text: Text, settings: TextSettings) -> Seque
             if loaded.folder is None
             else f"{loaded.folder} has no tokenizer: copy the model's tokenizer files into it"
         )
-    return read_sequences(text, settings, loaded.tokenizer)
+    return read_sequences(text, settings, loaded.tokenizer, answers_only=answers_only)

@@ -76,8 +76,9 @@ class TextSettings(Settings, frozen=True, kw_only=True):
     split: str = "train"
     """Split of a hub data set (of every one)."""
     columns: tuple[str, ...] = ()
-    """Columns that hold the text, joined by a blank line; default: text, content or messages. For
-    all texts that do not name their own: chat.jsonl[question,answer]."""
+    """Columns that hold the text, joined by a blank line. For all texts that do not name their own:
+    chat.jsonl[question,answer]. Default: text, content or messages, else a question and its answer,
+    read as a chat: instruction (with input) and output, or prompt and completion or response."""
     packing: Literal["pack", "pad"] = "pack"
     """pack: documents joined and cut into full contexts; pad: one document a sequence."""
     part: Part = "all"

@@ -24,6 +24,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 from depthcut.errors import SettingsError
 from depthcut.healing.checkpoints import Checkpoints
@@ -125,9 +126,42 @@ def train(
     Raises:
         SettingsError: The loss ceased to be a finite number, or memory ran out.
     """
-    rows, settings = lesson.rows, lesson.settings
-    each = _step_tokens(rows.trained, settings)
+    settings = lesson.settings
     begun = checkpoints.last()
+    state = TrainerState.load_from_json(str(begun / TRAINER_STATE_NAME)) if begun else None
+    if begun is not None and state is not None and _done(state, settings):
+        load_trained(model, begun)
+    else:
+        state = _trained(
+            model, lesson, pace, device=device, autocast=autocast, checkpoints=checkpoints
+        )
+    history = state.log_history
+    judgements = _judgements(history)
+    best = _best(judgements)
+    if best is not None and best != state.global_step:
+        load_trained(model, checkpoints.at(best))
+    return Training(
+        losses=_thinned(_losses(history), RECORDED_LOSSES),
+        tokens=int(state.num_input_tokens_seen),
+        judgements=judgements,
+        best_step=state.global_step if best is None else best,
+        stopped_early=state.global_step < settings.steps,
+        seconds=history[-1]["seconds"] if history else 0.0,
+    )
+
+
+def _trained(
+    model: nn.Module,
+    lesson: Lesson,
+    pace: Pace,
+    *,
+    device: torch.device,
+    autocast: torch.dtype,
+    checkpoints: Checkpoints,
+) -> TrainerState:
+    """Train from the last checkpoint on."""
+    rows, settings, begun = lesson.rows, lesson.settings, checkpoints.last()
+    each = _step_tokens(rows.trained, settings)
     with _trainer_device(device), progress("heal", settings.steps * each) as advance:
         trainer = _Trainer(
             lesson,
@@ -140,23 +174,16 @@ def train(
                 folder=checkpoints.folder,
                 eval_on_start=begun is None and bool(rows.held_out),
             ),
-            callbacks=[_Watch(advance, each, settings, checkpoints, bool(rows.held_out))],
+            callbacks=[_Watch(advance, each, settings, checkpoints, judges=bool(rows.held_out))],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(begun) if begun else None)
-    history = trainer.state.log_history
-    judgements = _judgements(history)
-    best = _best(judgements)
-    if best is not None and best != trainer.state.global_step:
-        load_trained(model, checkpoints.at(best))
-    return Training(
-        losses=_thinned(_losses(history), RECORDED_LOSSES),
-        tokens=int(trainer.state.num_input_tokens_seen),
-        judgements=judgements,
-        best_step=trainer.state.global_step if best is None else best,
-        stopped_early=trainer.state.global_step < settings.steps,
-        seconds=history[-1]["seconds"] if history else 0.0,
-    )
+    return trainer.state
+
+
+def _done(state: TrainerState, settings: HealSettings) -> bool:
+    enough = _enough(_judgements(state.log_history), settings)
+    return enough or state.global_step >= settings.steps
 
 
 def load_trained(model: nn.Module, folder: Path) -> None:
@@ -383,6 +410,7 @@ class _Watch(TrainerCallback):
         step_tokens: float,
         settings: HealSettings,
         checkpoints: Checkpoints,
+        *,
         judges: bool,
     ) -> None:
         self._advance, self._step_tokens = advance, step_tokens
@@ -407,10 +435,7 @@ class _Watch(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        judgements = _judgements(state.log_history)
-        best, patience = _best(judgements), self._settings.patience
-        since = [each for each in judgements if best is not None and each.step > best]
-        if patience and len(since) >= patience:
+        if _enough(_judgements(state.log_history), self._settings):
             control.should_training_stop = True
             control.should_save = True
 
@@ -461,6 +486,13 @@ def _best(judgements: Sequence[HealJudgement]) -> int | None:
     """The step of least loss, of those after which there was a checkpoint."""
     later = [each for each in judgements if each.step]
     return min(later, key=lambda each: each.loss).step if later else None
+
+
+def _enough(judgements: Sequence[HealJudgement], settings: HealSettings) -> bool:
+    """Whether as many judgements as patience allows came out no better than the best."""
+    best = _best(judgements)
+    since = [each for each in judgements if best is not None and each.step > best]
+    return bool(settings.patience) and len(since) >= settings.patience
 
 
 def _thinned(losses: Sequence[tuple[int, float]], most: int) -> tuple[tuple[int, float], ...]:

@@ -417,6 +417,8 @@ class Recipe(Settings, frozen=True, kw_only=True):
     """Left out: the plan is chosen by the survey's scores. Else the search finds the layers, and
     the survey is for the report; its drop must hold the plan's."""
     plan: PlanSettings = PlanSettings(drop="25%")
+    repair: RepairSettings | None = None
+    """Left out: no weights are solved for that make up for the cut."""
     heal: HealSettings | None = None
     """Left out: no training after the cut."""
     evaluate: EvaluateSettings = EvaluateSettings(part="held-out")

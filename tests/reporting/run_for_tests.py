@@ -15,11 +15,14 @@ from depthcut.records import (
     Comparison,
     Estimate,
     Evaluation,
+    HealJudgement,
     HealRecord,
     ModelEvaluation,
     ModelFacts,
     Origin,
     Plan,
+    RepairedBlock,
+    RepairRecord,
     Scores,
     SliceRecord,
     SpeedRatio,
@@ -35,6 +38,7 @@ from depthcut.settings import (
     HealSettings,
     LoadSettings,
     PlanSettings,
+    RepairSettings,
     SurveySettings,
     Tokens,
 )
@@ -57,13 +61,15 @@ class Run(NamedTuple):
     survey: Survey | None
     plan: Plan | None
     slice: SliceRecord | None
+    repair: RepairRecord | None
     heal: HealRecord | None
     evaluation: Evaluation | None
     bench: Bench | None = None
 
     def write(self, folder: Path) -> Path:
-        places = ("survey.json", "plan.json", "pruned/depthcut.json", "healed/depthcut.json")
-        for record, place in zip(self, (*places, "evaluation.json", "bench.json"), strict=True):
+        made = (f"{name}/depthcut.json" for name in ("pruned", "repaired", "healed"))
+        places = ("survey.json", "plan.json", *made, "evaluation.json", "bench.json")
+        for record, place in zip(self, places, strict=True):
             if record is not None:
                 write_record(record, folder / place)
         return folder
@@ -74,6 +80,7 @@ def make_run(
     plan: PlanSettings | None = None,
     *,
     source: str = "smollm2",
+    repair: bool = True,
     heal: bool = True,
     speed: bool = True,
     sequences: int = 12,
@@ -86,8 +93,11 @@ def make_run(
     else:
         chosen = plan_from_survey(survey, settings)
     result = make_facts(len(chosen.kept_layers), source="pruned", digest="b" * 32)
+    repaired = make_facts(result.layers, source="repaired", digest="f" * 32)
     healed = make_facts(result.layers, source="healed", digest="c" * 32)
     models = [("original", survey.model, 3.36), ("pruned", result, 4.35)]
+    if repair:
+        models.append(("repaired", repaired, 3.9))
     if heal:
         models.append(("healed", healed, 3.71))
     evaluation = make_evaluation(models, generations=generations)
@@ -95,9 +105,10 @@ def make_run(
         survey=survey,
         plan=chosen,
         slice=SliceRecord(origin=ORIGIN, plan=chosen, parent=chosen.model, result=result),
-        heal=make_heal(result, healed) if heal else None,
+        repair=make_repair(chosen, repaired) if repair else None,
+        heal=make_heal(repaired if repair else result, healed) if heal else None,
         evaluation=evaluation,
-        bench=make_bench([(name, facts) for name, facts, _ in models]) if speed else None,
+        bench=make_bench([each[:2] for each in (models[0], models[-1])]) if speed else None,
     )
 
 
@@ -184,16 +195,53 @@ def make_scores(
     )
 
 
+def make_repair(plan: Plan, result: ModelFacts) -> RepairRecord:
+    return RepairRecord(
+        origin=ORIGIN,
+        plan=plan,
+        parent=plan.model,
+        text=TextFacts(source="builtin", digest="d" * 32, sequences=128, tokens=65_536),
+        settings=RepairSettings(part="train"),
+        load=LoadSettings(),
+        fitted_tokens=57_344,
+        held_out_tokens=8_192,
+        blocks=tuple(
+            RepairedBlock(
+                start=start,
+                stop=stop,
+                tensors=(f"model.layers.{start - 1}.mlp.down_proj.weight",),
+                ridge=0.01,
+                condition=1.7e4,
+                error_before=0.412,
+                error_after=0.173,
+            )
+            for start, stop in plan.removed
+        ),
+        result=result,
+    )
+
+
 def make_heal(model: ModelFacts, result: ModelFacts) -> HealRecord:
     return HealRecord(
         origin=ORIGIN,
         model=model,
         text=TextFacts(source="builtin", digest="d" * 32, sequences=180, tokens=90_000),
-        settings=HealSettings(steps=200),
+        teacher=make_facts(30),
+        settings=HealSettings(steps=200, teacher="parent"),
         load=LoadSettings(),
         trained_parameters=4_128_768,
         trained_tokens=819_200,
-        losses=tuple((step, 3.6 + 0.8 * math.exp(-step / 40)) for step in range(10, 201, 10)),
+        micro_batch_size=4,
+        devices=1,
+        starts=1,
+        training_seconds=55.0,
+        losses=tuple((step, 0.2 + 0.8 * math.exp(-step / 40)) for step in range(10, 201, 10)),
+        judgements=tuple(
+            HealJudgement(step=step, loss=loss, next_token=3.5 + loss)
+            for step, loss in ((0, 1.0), (100, 0.31), (200, 0.28))
+        ),
+        held_out_tokens=8_192,
+        best_step=200,
         result=result,
     )
 

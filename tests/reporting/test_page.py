@@ -14,7 +14,13 @@ from depthcut.errors import OutputError
 from depthcut.records import Estimate, Stopping
 from depthcut.reporting.page import write_report
 from depthcut.settings import PlanSettings
-from tests.reporting.run_for_tests import Run, make_evaluation, make_facts, make_run
+from tests.reporting.run_for_tests import (
+    Run,
+    make_evaluation,
+    make_facts,
+    make_run,
+    make_survey,
+)
 
 VOID = {"meta", "br", "wbr", "img", "link", "hr", "input"}
 EVIL = "<script>alert(1)</script><img src=x onerror=\"alert(2)\">{{ 7*7 }}' onload='x"
@@ -65,7 +71,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 
 def test_a_whole_run_has_every_section(full: Page) -> None:
-    sections = ("choice", "cost", "text", "healing", "load", "repeat", "terms")
+    sections = ("choice", "cost", "recovery", "text", "load", "repeat", "terms")
     assert full.headings() == [f"{name}-title" for name in sections]
 
 
@@ -112,7 +118,8 @@ def test_the_snippets_name_the_real_folder(tmp_path: Path) -> None:
 
 
 def test_the_page_holds_the_recipe_and_the_versions(full: Page) -> None:
-    assert "learning_rate: 0.001" in full.source
+    assert "method: refit" in full.source
+    assert "teacher: parent" in full.source
     assert "transformers 5.24.0" in full.text
     assert "layer_range: [20, 30]" in full.text
 
@@ -145,7 +152,7 @@ def test_links_lead_to_files_and_sections_that_are_there(tmp_path: Path) -> None
 @pytest.mark.parametrize(("layers", "drop"), [(30, 7), (80, 24)])
 def test_the_page_is_light(layers: int, drop: int, tmp_path: Path) -> None:
     long = "word " * 400
-    run = make_run(layers, PlanSettings(drop=drop), generations=[long] * 3)
+    run = make_run(layers, PlanSettings(drop=drop), generations=[long] * 4)
     assert write_report(run.write(tmp_path)).stat().st_size < 600_000
 
 
@@ -155,7 +162,7 @@ def test_a_very_deep_model_still_fits(tmp_path: Path) -> None:
 
 
 def test_all_text_from_outside_is_escaped(tmp_path: Path) -> None:
-    run = make_run(layers=6, source=EVIL, generations=[EVIL] * 3)
+    run = make_run(layers=6, source=EVIL, generations=[EVIL] * 4)
     assert run.slice
     models = [(EVIL, make_facts(6, source=EVIL), 3.0), (f"{EVIL}2", run.slice.result, 3.5)]
     run = run._replace(evaluation=make_evaluation(models, generations=[EVIL] * 2))
@@ -176,7 +183,7 @@ def test_a_script_that_slipped_in_could_not_run(full: Page) -> None:
     assert f"script-src 'sha256-{digest}'" in full.source
 
 
-@pytest.mark.parametrize("kept", ["survey", "plan", "slice", "heal", "evaluation"])
+@pytest.mark.parametrize("kept", ["survey", "plan", "slice", "repair", "heal", "evaluation"])
 def test_every_record_alone_makes_a_page(kept: str, tmp_path: Path) -> None:
     run = make_run(layers=4)
     alone = run._replace(**{name: None for name in run._fields if name != kept})
@@ -190,29 +197,46 @@ def by_hand() -> Run:
 
 def one_model() -> Run:
     alone = make_evaluation([("only", make_facts(6), 3.0)])
-    return make_run(6)._replace(plan=None, slice=None, heal=None, evaluation=alone, bench=None)
+    return Run(make_survey(6), None, None, None, None, alone)
+
+
+def without_the_cut() -> Run:
+    run = make_run(6)
+    assert run.evaluation
+    first, _, *others = run.evaluation.models
+    compared = run.evaluation.comparisons[1:]
+    return run._replace(
+        evaluation=msgspec.structs.replace(
+            run.evaluation, models=(first, *others), comparisons=compared
+        )
+    )
 
 
 ODD_RUNS: dict[str, Callable[[], Run]] = {
     "by hand, no survey": lambda: by_hand()._replace(survey=None),
     "by hand beside a survey": by_hand,
     "one model": one_model,
-    "no healing, no speed": lambda: make_run(30, heal=False, speed=False),
-    "speed alone": lambda: Run(None, None, None, None, None, make_run(6).bench),
+    "no healing, no speed": lambda: make_run(30, repair=False, heal=False, speed=False),
+    "repaired, not healed": lambda: make_run(30, heal=False),
+    "healed, not repaired": lambda: make_run(30, repair=False),
+    "the cut was not judged": without_the_cut,
+    "speed alone": lambda: Run(None, None, None, None, None, None, make_run(6).bench),
     "one sequence": lambda: make_run(6, sequences=1),
     "scattered layers": lambda: make_run(30, PlanSettings(drop=7, criterion="block-influence")),
     "two blocks": lambda: make_run(30, PlanSettings(drop=7, blocks=2)),
     "two layers": lambda: make_run(2, PlanSettings(drop=1)),
     "80 layers": lambda: make_run(80, PlanSettings(drop="30%"), sequences=3),
-    "not cut yet": lambda: make_run(6)._replace(slice=None, heal=None, evaluation=None),
+    "not cut yet": lambda: make_run(6)._replace(
+        slice=None, repair=None, heal=None, evaluation=None
+    ),
 }
 
 
 @pytest.mark.parametrize("name", ODD_RUNS)
 def test_odd_sets_of_records_make_a_page(name: str, tmp_path: Path) -> None:
     page = page_of(ODD_RUNS[name](), tmp_path)
-    words = set(re.findall(r"\w+", page.text.lower()))
-    assert not words & {"nan", "none", "inf", "undefined"}
+    words = set(re.findall(r"\w+", page.text))
+    assert not words & {"nan", "NaN", "None", "inf", "Infinity", "undefined"}
 
 
 def test_warnings_of_the_plan_are_shown(tmp_path: Path) -> None:
@@ -260,9 +284,9 @@ def test_the_report_starts_without_its_libraries() -> None:
 def test_a_healed_model_that_beats_its_parent_comes_with_the_reason(tmp_path: Path) -> None:
     run = make_run()
     assert run.evaluation
-    pruned, healed = run.evaluation.comparisons
+    *others, healed = run.evaluation.comparisons
     better = msgspec.structs.replace(healed, loss_difference=Estimate(value=-0.2, stderr=0.01))
-    evaluation = msgspec.structs.replace(run.evaluation, comparisons=(pruned, better))
+    evaluation = msgspec.structs.replace(run.evaluation, comparisons=(*others, better))
     found = page_of(run._replace(evaluation=evaluation), tmp_path).text
     assert "Healing trained it on builtin, and the original was not" in found
     assert "the original was not" not in page_of(make_run(), tmp_path / "other").text

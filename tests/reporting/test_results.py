@@ -42,13 +42,23 @@ def test_models_are_known_by_their_digest_whatever_their_name(tmp_path: Path) ->
     run = make_run(layers=6)
     assert run.slice
     assert run.heal
-    models = [("A", make_facts(6), 3.0), ("B", run.heal.result, 3.1), ("C", run.slice.result, 3.2)]
+    assert run.repair
+    others = (("B", run.heal.result), ("C", run.slice.result), ("D", run.repair.result))
+    models = [("A", make_facts(6), 3.0), *((name, facts, 3.1) for name, facts in others)]
     results = read_results(run._replace(evaluation=make_evaluation(models)).write(tmp_path))
-    assert results.before
-    assert results.cut
-    assert results.healed
-    names = (results.before.name, results.cut.name, results.healed.name)
-    assert names == ("A", "C", "B")
+    assert [(link.name, model.name) for link, model in results.judged] == [
+        ("original", "A"), ("pruned", "C"), ("repaired", "D"), ("healed", "B"),
+    ]  # fmt: skip
+
+
+def test_a_stage_that_did_not_run_is_not_in_the_chain(tmp_path: Path) -> None:
+    results = read_results(make_run(6, repair=False).write(tmp_path))
+    assert [link.state for link in results.chain] == ["before", "cut", "healed"]
+    assert results.model_folder == tmp_path / "healed"
+    alone = make_run(6)._replace(slice=None, heal=None, evaluation=None, plan=None)
+    results = read_results(alone.write(tmp_path / "repaired alone"))
+    assert [link.name for link in results.chain] == ["original", "repaired"]
+    assert results.plan is not None
 
 
 def test_models_named_by_a_path_are_shown_by_its_last_part(tmp_path: Path) -> None:
@@ -84,13 +94,14 @@ def test_the_headline_has_the_numbers_of_the_records(tmp_path: Path) -> None:
     assert lines[0] == f"smollm2: 30 → 23 layers, without {run.plan.words}"
     assert "134.5 M → 109.7 M  (−18 %)" in text
     assert "269.0 MB → 219.5 MB" in text
-    assert "28.8 ± 0.9 → 77.5 ± 2.4 → 40.9 ± 1.3" in text
+    assert "28.8 ± 0.9 → 77.5 ± 2.4 → 49.4 ± 1.5 → 40.9 ± 1.3" in text
+    assert "45.5 ± 1.4 % → 64.6 ± 1.3 %  (repaired, healed)" in text
     assert "1.30×" in text
     assert "pruned: significantly worse by 0.990 ± 0.012 nats per token than original" in text
-    assert all(len(line) < 100 for line in lines)
+    assert all(len(line) < 120 for line in lines)
 
 
-@pytest.mark.parametrize("kept", ["survey", "plan", "slice", "heal", "evaluation"])
+@pytest.mark.parametrize("kept", ["survey", "plan", "slice", "repair", "heal", "evaluation"])
 def test_every_record_alone_has_a_headline(tmp_path: Path, kept: str) -> None:
     run = make_run(layers=4)
     alone = run._replace(**{name: None for name in run._fields if name != kept})
@@ -107,6 +118,9 @@ def test_a_speed_is_that_of_the_run_s_last_model_whatever_its_name(tmp_path: Pat
     assert [each.name for each in results.bench.models] == ["A", "B", "C"]
     assert results.speed_ratio == results.bench.ratio("B")
     assert any("Decode speed" in line for line in headline_lines(results))
+    models = [("A", make_facts(6)), ("of the cut", run.slice.result)]
+    results = read_results(run._replace(bench=make_bench(models)).write(tmp_path / "cut"))
+    assert results.speed_ratio == make_bench(models).ratio("of the cut")
 
 
 def test_speeds_alone_are_a_result(tmp_path: Path) -> None:

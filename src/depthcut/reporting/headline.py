@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-from depthcut.records import ModelEvaluation
 from depthcut.reporting.benchmarks.scores import PERCENT
 from depthcut.reporting.ladder import chain_average, ladder, ladder_facts, ladder_outcome
+from depthcut.reporting.recovery import Measure, on_average, on_text
 from depthcut.reporting.results import Results
-from depthcut.reporting.words import amount, change, estimates, ratio, size, verdict
-
-_CHAIN = ("before", "after the cut", "healed")
+from depthcut.reporting.words import amount, change, estimates, ratio, share, size, verdict
 
 
 @dataclass(frozen=True)
@@ -79,37 +77,38 @@ def judgements(results: Results) -> list[tuple[str, str]]:
     ]
 
 
-def _chain(results: Results) -> list[ModelEvaluation]:
-    found = (results.before, results.cut, results.healed)
-    return [each for each in found if each is not None]
+def _states(results: Results) -> str:
+    states = [link.state for link, _ in results.judged]
+    return ", ".join(states) if len(states) > 1 else "standard error"
 
 
 def _quality(results: Results) -> list[Fact]:
-    chain = [each for each in _chain(results) if each.perplexity]
-    if not chain:
+    known = [model.perplexity for _, model in results.judged if model.perplexity]
+    if not known:
         return []
-    return [
-        Fact(
-            label="Perplexity",
-            values=estimates([each.perplexity for each in chain if each.perplexity]),
-            note=", ".join(_CHAIN[: len(chain)]) if len(chain) > 1 else "standard error",
-        )
-    ]
+    back = _back(results, "Log-perplexity", on_text(results))
+    return [Fact("Perplexity", estimates(known), _states(results)), *back]
 
 
 def _benchmarks(results: Results) -> list[Fact]:
-    chain = _chain(results)
-    averages = chain_average(results.evaluation, chain) if results.evaluation else None
+    models = [model for _, model in results.judged]
+    averages = chain_average(results.evaluation, models) if results.evaluation else None
     if averages is None:
         return []
-    count = len(averages[0].tasks)
-    return [
-        Fact(
-            label=f"Average of {count} benchmarks, %",
-            values=tuple(PERCENT.shown(each.value) for each in averages),
-            note=", ".join(_CHAIN[: len(chain)]) if len(chain) > 1 else "standard error",
-        )
-    ]
+    label = f"Average of {len(averages[0].tasks)} benchmarks, %"
+    values = tuple(PERCENT.shown(each.value) for each in averages)
+    back = _back(results, "Accuracy", on_average(results))
+    return [Fact(label, values, _states(results)), *back]
+
+
+def _back(results: Results, lost: str, measure: Measure | None) -> list[Fact]:
+    """What came back of what the cut lost."""
+    if measure is None or not measure.back:
+        return []
+    after = [each for each in results.chain if each.name in measure.back]
+    values = tuple(share(measure.back[each.name]) for each in after)
+    note = ", ".join(each.state for each in after)
+    return [Fact(f"{lost} that came back", values, note)]
 
 
 def _sizes(results: Results) -> list[Fact]:

@@ -29,6 +29,7 @@ from depthcut.reporting.figures.results import healing_loss, quality_and_speed
 from depthcut.reporting.figures.stack import draw_stack
 from depthcut.reporting.figures.survey import survey_figures
 from depthcut.reporting.model_frontier import ModelFrontier, model_frontier
+from depthcut.reporting.recovery import costs, measures, repaired_rows
 from depthcut.reporting.results import Results, read_results
 from depthcut.reporting.story import judgements, plan_story, runners_up, story
 
@@ -46,8 +47,6 @@ _ELSEWHERE = (
     "quality-and-measured-speed",
 )
 """Figures that stand in sections of their own, not in the survey's."""
-_RUN = 3
-"""Models that a run itself makes: what sets these apart, its headline says."""
 
 
 def write_report(folder: Path, *, overwrite: bool = True) -> Path:
@@ -123,6 +122,9 @@ def render(
             else None,
             files=files,
             frontier=_frontier(results),
+            measures=measures(results),
+            costs=costs(results),
+            repaired_rows=repaired_rows(results),
             loading=snippets.loading(results),
             mergekit=snippets.mergekit(results),
             recipe=snippets.recipe(results),
@@ -158,7 +160,7 @@ def _figures(results: Results) -> list[Figure]:
 def _frontier(results: Results) -> ModelFrontier | None:
     """All models beside each other, where there are more than a run makes, or benchmarks."""
     evaluation = results.evaluation
-    if evaluation is None or not (evaluation.tasks or len(evaluation.models) > _RUN):
+    if evaluation is None or not (evaluation.tasks or len(evaluation.models) > len(results.judged)):
         return None
     return model_frontier(evaluation, results.bench)
 

@@ -1,6 +1,7 @@
 """What a run's folder holds, read in one go."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from depthcut.records import (
     ModelFacts,
     Plan,
     Record,
+    RepairRecord,
     Score,
     Search,
     SliceRecord,
@@ -32,6 +34,7 @@ PLACES = {
     "survey": "survey.json",
     "plan": "plan.json",
     "slice": "pruned/depthcut.json",
+    "repair": "repaired/depthcut.json",
     "heal": "healed/depthcut.json",
     "evaluation": "evaluation.json",
     "search": "search.json",
@@ -43,6 +46,21 @@ M = TypeVar("M", Score, Difference, Average)
 
 
 @dataclass(frozen=True)
+class Link:
+    """A model of a run: the one before the cut, or what a stage made of the one before it."""
+
+    name: str
+    """As a run names it: original, pruned, repaired or healed."""
+    state: str
+    """In words: before, cut, repaired or healed."""
+    record: SliceRecord | RepairRecord | HealRecord | None
+    """Of the stage; None: there is no record, or no stage made it."""
+    model: ModelFacts | None
+    judged: ModelEvaluation | None
+    """None: it was not evaluated."""
+
+
+@dataclass(frozen=True)
 class Results:
     """The records of one run; None: that stage did not run. At least one is there."""
 
@@ -50,6 +68,7 @@ class Results:
     survey: Survey | None
     plan: Plan | None
     slice: SliceRecord | None
+    repair: RepairRecord | None
     heal: HealRecord | None
     evaluation: Evaluation | None
     search: Search | None
@@ -69,41 +88,48 @@ class Results:
                 return judged.models[0].model
         return None
 
+    @cached_property
+    def chain(self) -> tuple[Link, ...]:
+        """The model before the cut, and what each stage made of it: recorded, or only judged."""
+        first = self.evaluation.models[0] if self.evaluation else None
+        links = [Link("original", "before", None, self.original, first)]
+        made = (
+            ("pruned", "cut", self.slice),
+            ("repaired", "repaired", self.repair),
+            ("healed", "healed", self.heal),
+        )
+        for name, state, record in made:
+            model = record.result if record else None
+            judged = self._judged(model, name)
+            if record or judged:
+                links.append(Link(name, state, record, model, judged))
+        return tuple(links)
+
+    @property
+    def judged(self) -> tuple[tuple[Link, ModelEvaluation], ...]:
+        """The models of the chain that were evaluated."""
+        return tuple((each, each.judged) for each in self.chain if each.judged)
+
     @property
     def model_folder(self) -> Path | None:
-        """Where the last model of the run lies: healed, else pruned."""
-        for record, place in ((self.heal, "healed"), (self.slice, "pruned")):
-            if record:
-                return (self.folder / place).resolve()
-        return None
-
-    @property
-    def before(self) -> ModelEvaluation | None:
-        """The reference of the evaluation."""
-        return self.evaluation.models[0] if self.evaluation else None
-
-    @property
-    def cut(self) -> ModelEvaluation | None:
-        """The evaluation of the pruned model."""
-        result = self.slice.result if self.slice else None
-        return self._judged(result, "pruned")
-
-    @property
-    def healed(self) -> ModelEvaluation | None:
-        """The evaluation of the healed model."""
-        return self._judged(self.heal.result, "healed") if self.heal else None
+        """Where the last model of the run lies."""
+        made = [each.name for each in self.chain if each.record]
+        return (self.folder / made[-1]).resolve() if made else None
 
     @property
     def speed_ratio(self) -> SpeedRatio | None:
-        """How fast the run's last model is against the first, one sequence (or few) at a time."""
-        if self.bench is None:
-            return None
-        last = self.heal.result if self.heal else self.slice.result if self.slice else None
-        others = self.bench.models[1:]
-        named = "healed" if self.heal else "pruned"
-        same = [each for each in others if last is not None and each.model.digest == last.digest]
-        found = next(iter([*same, *(each for each in others if each.name == named)]), None)
-        return self.bench.ratio(found.name) if found else None
+        """How fast the run's last model is against the first, one sequence (or few) at a time.
+
+        If it was not timed, the one before it: all that are as deep are as fast.
+        """
+        others = self.bench.models[1:] if self.bench else ()
+        for link in reversed(self.chain[1:]):
+            digest = link.model.digest if link.model else None
+            same = [each.name for each in others if each.model.digest == digest]
+            same += [each.name for each in others if each.name == link.name]
+            if same and self.bench:
+                return self.bench.ratio(same[0])
+        return None
 
     def comparison(self, judged: ModelEvaluation) -> Comparison | None:
         """How a model stands against the reference."""
@@ -130,12 +156,15 @@ def read_results(folder: Path) -> Results:
     """
     plan = _read(folder, "plan", Plan)
     sliced = _read(folder, "slice", SliceRecord)
+    repaired = _read(folder, "repair", RepairRecord)
+    cut = sliced or repaired
     evaluation = _read(folder, "evaluation", Evaluation)
     results = Results(
         folder=folder,
         survey=_read(folder, "survey", Survey),
-        plan=plan or (sliced.plan if sliced else None),
+        plan=plan or (cut.plan if cut else None),
         slice=sliced,
+        repair=repaired,
         heal=_read(folder, "heal", HealRecord),
         evaluation=with_short_names(evaluation) if evaluation else None,
         search=_read(folder, "search", Search),

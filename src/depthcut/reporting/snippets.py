@@ -67,7 +67,8 @@ def mergekit(results: Results) -> Snippet | None:
     return Snippet(
         "The same cut with mergekit",
         "mergekit-yaml cut.yaml OUT. It changes no per-layer settings in config.json but the "
-        "number of layers.",
+        "number of layers"
+        + (", and neither repairs nor heals." if results.repair or results.heal else "."),
         mergekit_yaml(results.plan),
     )
 
@@ -83,6 +84,7 @@ def recipe(results: Results) -> Snippet | None:
         survey=survey.settings,
         search=results.search.settings if results.search and plan.search else None,
         plan=plan.settings,
+        repair=results.repair.settings if results.repair else None,
         heal=results.heal.settings if results.heal else None,
         evaluate=evaluation.settings,
         bench=results.bench.settings if results.bench else None,
@@ -101,6 +103,7 @@ def stages(results: Results) -> list[Stage]:
         ("survey", results.survey),
         ("search", results.search),
         ("sweep", results.sweep),
+        ("repair", results.repair),
         ("heal", results.heal),
         ("evaluate", results.evaluation),
         ("bench", results.bench),

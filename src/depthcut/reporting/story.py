@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from depthcut.records import Comparison, Plan, SpeedRatio, Survey, layers_in_words
 from depthcut.reporting.benchmarks.story import average_sentence
 from depthcut.reporting.ladder import ladder, ladder_story
+from depthcut.reporting.recovery import on_text
 from depthcut.reporting.results import Results
 from depthcut.reporting.words import (
     ERRORS,
@@ -15,6 +16,7 @@ from depthcut.reporting.words import (
     perplexity_factor,
     ratio,
     sentence,
+    share,
     span,
     stability_in_words,
     verdict,
@@ -137,16 +139,26 @@ def _what_it_cost(results: Results) -> list[str]:
     if evaluation is None or evaluation.text is None or not evaluation.comparisons:
         return []
     where = f"{evaluation.text.tokens:,} {HELD_OUT[evaluation.settings.part]}tokens"
-    sentences = []
-    if results.cut and (cut := results.comparison(results.cut)):
-        sentences.append(
-            f"On {where} of {evaluation.text.source} the cut model is {_cost(cut, 'the original')}."
-        )
-    if results.healed and (healed := results.comparison(results.healed)):
-        sentences.append(f"Healed, it is {_cost(healed, 'the original')}.")
-        if results.heal and verdict(healed.loss_difference).kind == "better":
+    measure = on_text(results)
+    back = measure.back if measure else {}
+    sentences: list[str] = []
+    for link, model in results.judged[1:]:
+        if (compared := results.comparison(model)) is None:
+            continue
+        cost = _cost(compared, "the original")
+        share_back = f"{share(back[link.name])} of what the cut lost" if link.name in back else ""
+        state = sentence(link.state)
+        if not sentences:
+            lead = f"On {where} of {evaluation.text.source} the {link.state} model is {cost}"
+        elif share_back and link is not results.judged[-1][0]:
+            lead = f"{state}, {share_back} is back"
+        else:
+            lead = f"{state}, it is {cost}" + (f"; {share_back} is back" if share_back else "")
+        sentences.append(f"{lead}.")
+        heal = results.heal if link.name == "healed" else None
+        if heal and verdict(compared.loss_difference).kind == "better":
             sentences.append(
-                f"Healing trained it on {results.heal.text.source}, and the original was not: "
+                f"Healing trained it on {heal.text.source}, and the original was not: "
                 "this says nothing of what else it knew."
             )
     return sentences
@@ -154,14 +166,12 @@ def _what_it_cost(results: Results) -> list[str]:
 
 def _what_it_answers(results: Results) -> list[str]:
     """The last model of the run on benchmarks."""
-    last = results.healed or results.cut
-    evaluation = results.evaluation
-    average = (
-        evaluation.tasks.average(last.name) if last and evaluation and evaluation.tasks else None
-    )
-    if average is None:
+    tasks = results.evaluation.tasks if results.evaluation else None
+    if tasks is None or len(results.judged) < 2:
         return []
-    return [average_sentence(average, "it" if results.healed else "the cut model", "the original")]
+    link, model = results.judged[-1]
+    average = tasks.average(model.name)
+    return [average_sentence(average, f"the {link.state} model", "the original")] if average else []
 
 
 def _cost(comparison: Comparison, first: str) -> str:

@@ -324,12 +324,17 @@ def repair_lines(record: RepairRecord) -> str:
         f"({duration(record.origin.seconds)})"
     ]
     for block in record.blocks:
-        ridge = "" if block.ridge is None else f", ridge {block.ridge:g}"
         lines.append(
             f"  instead of {layers_in_words([(block.start, block.stop)])}: states on held-out text "
             f"off by {block.error_after:.1%} of their length, {block.error_before:.1%} by the cut "
-            f"alone (condition {block.condition:.1e}{ridge})"
+            "alone"
         )
+        for step in block.steps:
+            ridge = "" if step.ridge is None else f", ridge {step.ridge:g}"
+            lines.append(
+                f"    {', '.join(step.tensors)}: from {step.error_before:.1%} to "
+                f"{step.error_after:.1%} (condition {step.condition:.1e}{ridge})"
+            )
     return "\n".join(lines)
 
 

@@ -2,7 +2,16 @@
 
 from depthcut.records import Bench, Evaluation, HealRecord, Spread
 from depthcut.reporting.figures.figure import Figure
-from depthcut.reporting.figures.theme import WIDTH, Spec, chart, dots, light, mark, unlabelled
+from depthcut.reporting.figures.theme import (
+    WIDTH,
+    Spec,
+    chart,
+    colour_legend,
+    dots,
+    light,
+    mark,
+    unlabelled,
+)
 from depthcut.reporting.words import plain
 
 BarRow = tuple[str, str, float, float, float]
@@ -37,12 +46,18 @@ def quality_and_speed(evaluation: Evaluation | None, bench: Bench | None = None)
 
 
 def healing_loss(record: HealRecord) -> Figure:
-    """Training loss against step."""
-    points: list[Spec] = [
-        {"step": step, "loss": loss, "tip": f"step {step}: {loss:.3f}"}
-        for step, loss in record.losses
+    """What training makes small against step, on what it trains on and on text held out."""
+    rows = [
+        *(("training", step, loss) for step, loss in record.losses),
+        *(("held out", each.step, each.loss) for each in record.judgements),
     ]
+    points: list[Spec] = [
+        {"text": text, "step": step, "loss": loss, "tip": f"{text}, step {step}: {loss:.3f}"}
+        for text, step, loss in rows
+    ]
+    names = list(dict.fromkeys(text for text, *_ in rows))
     encoding: Spec = {
+        "color": colour_legend("text", names, symbol="circle"),
         "x": {"field": "step", "type": "quantitative", "axis": {"grid": False, "tickMinStep": 1}},
         "y": {
             "field": "loss",
@@ -52,21 +67,27 @@ def healing_loss(record: HealRecord) -> Figure:
             "axis": {"tickCount": 5},
         },
     }
-    kept = light("kept")
+    small = record.settings.loss or ("kl to the teacher" if record.teacher else "next-token")
+    held = (
+        f"; held out: {record.held_out_tokens:,} tokens, of which step {record.best_step} is best"
+    )
     return Figure(
         name="healing-loss",
         title="Loss while healing",
-        caption="Mean next-token loss on the training text since the point before.",
+        caption=(
+            f"What training makes small: {small}. On the training text the mean since the point "
+            f"before{held if record.judgements else ''}."
+        ),
         spec=chart(
             width=WIDTH,
             height=190,
             layer=[
-                mark(unlabelled(points), "line", encoding, color=kept, strokeWidth=1.5),
-                dots(points, encoding, size=20, color=kept),
+                mark(unlabelled(points), "line", encoding, strokeWidth=1.5),
+                dots(points, encoding, size=20),
             ],
         ),
-        columns=("step", "loss"),
-        rows=record.losses,
+        columns=("text", "step", "loss"),
+        rows=tuple(rows),
     )
 
 

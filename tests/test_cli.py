@@ -160,6 +160,35 @@ def test_a_run_takes_load_options_as_other_commands_do(
     assert "load options and a recipe" in err
 
 
+def test_a_run_and_the_demo_repair_and_heal_as_they_are_told(
+    depthcut: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes: list[Recipe] = []
+    monkeypatch.setattr(cli, "_run", lambda recipe, *_, **__: recipes.append(recipe))
+    for options in (
+        ("run", "smollm2", "--repair", "refit", "--heal", "lora"),
+        ("run", "smollm2", "--heal-steps", 5),
+        ("demo",),
+        ("demo", "--heal"),
+    ):
+        code, _, err = depthcut(*options, "--out", tmp_path / "run")
+        assert (code, err) == (0, "")
+    both, steps, demo, healing = recipes
+    assert both.repair is not None
+    assert both.heal is not None
+    assert both.heal.method == "lora"
+    assert steps.repair is None
+    assert steps.heal is not None
+    assert (steps.heal.method, steps.heal.steps) == ("lora", 5)
+    assert demo.repair == healing.repair
+    assert [each.heal is None for each in (demo, healing)] == [True, False]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: smollm2\n")
+    for option in (("--repair", "refit"), ("--heal", "full")):
+        code, _, err = depthcut("run", recipe, *option, "--out", tmp_path / "run")
+        assert (code, f"{option[0].removeprefix('--')} and a recipe" in err) == (2, True)
+
+
 def test_what_comes_next_to_a_search_can_be_typed_as_it_is(
     depthcut: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,22 +14,25 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import depthcut
+from depthcut import api
 from depthcut.checkpoint.folder import open_checkpoint
-from depthcut.errors import OutputError, PlanError, SettingsError, SourceError
+from depthcut.errors import DepthcutError, OutputError, PlanError, SettingsError, SourceError
 from depthcut.pipeline import run
 from depthcut.recipes import read_recipe, write_recipe
-from depthcut.records import Bench, Evaluation, Plan, Search, Survey, read_record
+from depthcut.records import Bench, Evaluation, HealRecord, Plan, Search, Survey, read_record
 from depthcut.settings import (
     BenchSettings,
     EvaluateSettings,
     HealSettings,
     PlanSettings,
     Recipe,
+    RepairSettings,
     SearchSettings,
     SurveySettings,
 )
 from tests.evaluation.benchmarks.task_folder import write_tasks
 
+CHAIN = ("pruned", "repaired", "healed")
 TEXT = " ".join(f"The number {n} is followed by the number {n + 1}." for n in range(400))
 
 
@@ -46,9 +50,17 @@ def recipe(tiny_llama: Path, tmp_path: Path) -> Recipe:
     return Recipe(
         model=str(tiny_llama),
         survey=SurveySettings(text=source, part="train", context=context, tokens=2048),
-        plan=PlanSettings(drop=2),
+        plan=PlanSettings(drop=2, protect="0"),
+        repair=RepairSettings(text=source, part="train", context=context, tokens=2048),
         heal=HealSettings(
-            text=source, part="train", context=context, steps=2, accumulate=1, rank=2
+            text=source,
+            part="train",
+            context=context,
+            teacher="parent",
+            steps=2,
+            batch_size=4,
+            rank=2,
+            held_out_tokens=128,
         ),
         evaluate=EvaluateSettings(
             text=source, part="held-out", context=context, new_tokens=4, tokens=1024
@@ -67,10 +79,7 @@ def results(folder: Path) -> dict[str, object]:
         "losses": [each.loss for each in evaluation.models],
         "texts": [each.generations for each in evaluation.models],
         "comparisons": evaluation.comparisons,
-        **{
-            name: (folder / name / "model.safetensors").read_bytes()
-            for name in ("pruned", "healed")
-        },
+        **{name: (folder / name / "model.safetensors").read_bytes() for name in CHAIN},
     }
 
 
@@ -78,12 +87,16 @@ def test_a_run_leaves_a_smaller_model_and_every_record(recipe: Recipe, tmp_path:
     lines: list[str] = []
     done = run(recipe, tmp_path / "run", announce=lines.append)
     assert done.model == tmp_path / "run" / "healed"
-    assert [line.split(":")[0] for line in lines] == [
-        "survey", "plan", "slice", "heal", "evaluate", "report",
-    ]  # fmt: skip
-    assert done.report.is_file()
-    assert [each.name for each in done.evaluation.models] == ["original", "pruned", "healed"]
-    assert [each.model.layers for each in done.evaluation.models] == [6, 4, 4]
+    stages = ["survey", "plan", "slice", "repair", "heal", "evaluate", "report"]
+    assert [*dict.fromkeys(line.split(":")[0] for line in lines)] == stages
+    assert [each.name for each in done.evaluation.models] == ["original", *CHAIN]
+    assert [each.model.layers for each in done.evaluation.models] == [6, 4, 4, 4]
+    healed = read_record(done.model / "depthcut.json", HealRecord)
+    assert healed.model == api.facts(tmp_path / "run" / "repaired")
+    assert healed.teacher == done.plan.model
+    page = done.report.read_text()
+    assert "What made up for each removed block" in page
+    assert "taught by" in page
     model, info = AutoModelForCausalLM.from_pretrained(done.model, output_loading_info=True)
     assert model.config.num_hidden_layers == 4
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -97,10 +110,10 @@ def test_a_run_measures_speed_and_is_not_made_to_twice(
     timed = msgspec.structs.replace(recipe, heal=None, bench=bench)
     lines: list[str] = []
     done = run(timed, tmp_path / "run", announce=lines.append)
-    assert lines[-2:] == ["bench: original, pruned in transformers", "report"]
+    assert lines[-2:] == ["bench: original, repaired in transformers", "report"]
     assert done.bench is not None
     assert done.bench == read_record(tmp_path / "run" / "bench.json", Bench)
-    assert [each.name for each in done.bench.models] == ["original", "pruned"]
+    assert [each.name for each in done.bench.models] == ["original", "repaired"]
     assert done.bench.ratios[0].ideal_decode > 1
     assert "the speed of the original" in done.report.read_text()
     again = run(timed, tmp_path / "run", announce=lines.append)
@@ -114,7 +127,7 @@ def test_a_run_puts_benchmark_questions(recipe: Recipe, tmp_path: Path) -> None:
     asked = EvaluateSettings(
         tokens=0, new_tokens=0, tasks=("colours", "endings"), include=(str(folder),)
     )
-    asking = msgspec.structs.replace(recipe, heal=None, evaluate=asked)
+    asking = msgspec.structs.replace(recipe, repair=None, heal=None, evaluate=asked)
     lines: list[str] = []
     done = run(asking, tmp_path / "run", announce=lines.append)
     assert "evaluate: original, pruned on colours, endings" in lines
@@ -165,19 +178,53 @@ def test_changed_settings_are_refused_and_then_replace_only_what_depends_on_them
     recipe: Recipe, tmp_path: Path
 ) -> None:
     run(recipe, tmp_path / "run")
-    other = msgspec.structs.replace(recipe, plan=PlanSettings(drop=3))
+    other = msgspec.structs.replace(recipe, plan=PlanSettings(drop=3, protect="0"))
     with pytest.raises(OutputError, match="other inputs or settings"):
         run(other, tmp_path / "run")
     assert len(read_record(tmp_path / "run" / "plan.json", Plan).removed_layers) == 2
+    (tmp_path / "run" / "healed.training").mkdir()  # as a killed healing leaves it
+    (tmp_path / "run" / "healed.training" / "inputs.json").write_text('{"inputs":"of another"}')
     lines: list[str] = []
     run(other, tmp_path / "run", overwrite=True, announce=lines.append)
     assert lines[0] == "survey.json is there already"
     assert not any("already" in line for line in lines[1:])
-    assert open_checkpoint(tmp_path / "run" / "pruned").config["num_hidden_layers"] == 3
+    for name in CHAIN:
+        assert open_checkpoint(tmp_path / "run" / name).config["num_hidden_layers"] == 3
+    bare = msgspec.structs.replace(other, repair=None, heal=None)
+    with pytest.raises(OutputError, match=r"repaired was made from other inputs"):
+        run(bare, tmp_path / "run")
+    assert run(bare, tmp_path / "run", overwrite=True).model.name == "pruned"
+    assert not any((tmp_path / "run" / name).exists() for name in CHAIN[1:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"repair": RepairSettings(method="refitt")}, "did you mean refit"),
+        ({"plan": PlanSettings(remove="0,3")}, "no layer stays before the first one"),
+        ({"plan": PlanSettings(remove="3.mlp")}, "parts of layers that stay"),
+        (
+            {"search": SearchSettings(granularity="sublayer", drop=2)},
+            "a search for parts of layers and a repair",
+        ),
+        ({"heal": HealSettings(steps=0)}, "--steps 0"),
+        ({"heal": HealSettings(loss="kl")}, "teacher"),
+        ({"heal": HealSettings(teacher="./no-such-model")}, "no-such-model"),
+    ],
+)
+def test_what_cannot_be_repaired_or_healed_is_refused_before_the_survey(
+    recipe: Recipe, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(DepthcutError, match=words):
+        run(msgspec.structs.replace(recipe, **changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "survey.json").exists()
+    assert not (tmp_path / "run" / "pruned").exists()
 
 
 def test_layers_named_by_hand_need_no_survey(recipe: Recipe, tmp_path: Path) -> None:
-    by_hand = msgspec.structs.replace(recipe, plan=PlanSettings(remove="1,3"), heal=None)
+    by_hand = msgspec.structs.replace(
+        recipe, plan=PlanSettings(remove="1,3"), repair=None, heal=None
+    )
     done = run(by_hand, tmp_path / "run")
     assert done.plan.removed == ((1, 2), (3, 4))
     assert not (tmp_path / "run" / "survey.json").exists()
@@ -222,6 +269,7 @@ def test_a_run_on_several_texts_says_so_everywhere(recipe: Recipe, tmp_path: Pat
     recipe = msgspec.structs.replace(
         recipe,
         survey=msgspec.structs.replace(recipe.survey, text=texts),
+        repair=None,
         heal=None,
         evaluate=msgspec.structs.replace(recipe.evaluate, text=texts),
     )
@@ -246,7 +294,7 @@ def test_more_layers_than_there_are_leave_no_checkpoint(recipe: Recipe, tmp_path
 
 
 def finished_folders_are_right(folder: Path, expected: Mapping[str, object]) -> None:
-    for name in ("pruned", "healed"):
+    for name in CHAIN:
         if (folder / name).exists():
             assert (folder / name / "model.safetensors").read_bytes() == expected[name]
             assert (folder / name / "depthcut.json").exists()
@@ -328,7 +376,9 @@ def searching(recipe: Recipe) -> Recipe:
     search = SearchSettings(
         method="greedy", text=recipe.survey.text, part="train", context=32, tokens=1024, drop="1:3"
     )
-    return msgspec.structs.replace(recipe, search=search, heal=None)
+    return msgspec.structs.replace(
+        recipe, plan=PlanSettings(drop=2), search=search, repair=None, heal=None
+    )
 
 
 def test_a_search_in_the_recipe_chooses_the_layers(searching: Recipe, tmp_path: Path) -> None:

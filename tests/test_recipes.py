@@ -21,7 +21,9 @@ from depthcut.settings import (
     LoadSettings,
     PlanSettings,
     Recipe,
+    RepairSettings,
     SearchSettings,
+    Settings,
     SurveySettings,
 )
 
@@ -35,8 +37,7 @@ def saved(tmp_path: Path, content: str) -> Path:
 
 
 def test_the_commented_recipe_is_the_default_recipe(tmp_path: Path) -> None:
-    expected = Recipe(heal=HealSettings(part="train"))
-    assert read_recipe(saved(tmp_path, commented_recipe())) == expected
+    assert read_recipe(saved(tmp_path, commented_recipe())) == Recipe()
 
 
 def test_every_key_of_the_commented_recipe_has_a_comment_above_it() -> None:
@@ -54,6 +55,7 @@ def test_every_key_of_the_commented_recipe_has_a_comment_above_it() -> None:
         survey=st.builds(SurveySettings, tokens=st.integers(1, 10**9)),
         search=st.none() | st.builds(SearchSettings, seed=st.integers(0, 9)),
         plan=st.builds(PlanSettings, drop=st.sampled_from([None, 7, "25%", "7"])),
+        repair=st.none() | st.builds(RepairSettings, method=st.sampled_from(["refit", "scale"])),
         heal=st.none() | st.builds(HealSettings, learning_rate=st.floats(1e-9, 1.0)),
         evaluate=st.builds(EvaluateSettings, new_tokens=st.integers(0, 9)),
         bench=st.none() | st.builds(BenchSettings, rounds=st.integers(1, 9)),
@@ -69,6 +71,7 @@ def test_recipes_survive_writing_and_reading(recipe: Recipe) -> None:
         ("modle: x", "unknown key 'modle' (did you mean model?)"),
         ("survey: {tokns: 3}", "unknown key 'tokns' in survey (did you mean tokens?)"),
         ("search: {metod: greedy}", "unknown key 'metod' in search (did you mean method?)"),
+        ("repair: {metod: refit}", "unknown key 'metod' in repair (did you mean method?)"),
         ("heal: {step: 3}", "unknown key 'step' in heal (did you mean steps?)"),
         ("survey: {tokens: many}", "Expected `int`, got `str` - at `$.survey.tokens`"),
         ("plan: [1", "recipe"),
@@ -90,9 +93,12 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
 
 
 def test_one_text_serves_both_sides_without_overlap() -> None:
-    one = common_recipe("m", text="t.txt", heal_steps=3)
+    one = common_recipe("m", text="t.txt", repair="refit", heal_steps=3)
+    assert one.repair is not None
     assert one.heal is not None
-    assert (one.survey.part, one.heal.part, one.evaluate.part) == ("train", "train", "held-out")
+    trained = (one.survey, one.repair, one.heal)
+    assert {(each.text, each.part) for each in trained} == {("t.txt", "train")}
+    assert one.evaluate.part == "held-out"
     two = common_recipe("m", text="t.txt", eval_text="v.txt")
     assert (two.survey.part, two.evaluate.part, two.evaluate.text) == ("all", "all", "v.txt")
 
@@ -121,7 +127,36 @@ def test_what_is_no_name_of_a_text_is_refused(tmp_path: Path, text: str) -> None
 
 
 def test_the_quick_demo_reads_less() -> None:
-    assert demo_recipe(quick=True).survey.tokens < demo_recipe().survey.tokens
+    quick, usual = demo_recipe(quick=True), demo_recipe()
+    assert quick.survey.tokens < usual.survey.tokens
+    assert quick.repair is not None
+    assert usual.repair is not None
+    assert quick.repair.tokens < usual.repair.tokens
+
+
+def test_the_demo_repairs_and_heals_where_it_is_asked_to() -> None:
+    assert demo_recipe().heal is None
+    healing = demo_recipe(heal=True)
+    assert healing.repair is not None
+    assert healing.heal is not None
+    assert healing.heal.teacher == "parent"
+
+
+def test_healing_is_asked_for_by_its_method_or_its_steps() -> None:
+    plain, steps, method = (
+        common_recipe("m"), common_recipe("m", heal_steps=7), common_recipe("m", heal="full")
+    )  # fmt: skip
+    assert plain.heal is None
+    assert steps.heal == HealSettings(part="train", teacher="parent", method="lora", steps=7)
+    assert method.heal == HealSettings(part="train", teacher="parent", method="full")
+
+
+def test_a_common_repair_keeps_the_layer_that_makes_up_for_the_first_cut() -> None:
+    repaired = common_recipe("m", repair="linear")
+    assert repaired.repair == RepairSettings(part="train", method="linear")
+    assert repaired.search is not None
+    assert repaired.plan.protect == repaired.search.protect == "0"
+    assert common_recipe("m").plan.protect is None
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
@@ -129,14 +164,24 @@ def test_the_examples_are_valid_recipes(path: Path) -> None:
     assert read_recipe(path).plan != PlanSettings()
 
 
-def test_the_commented_recipe_shows_a_search_that_can_be_switched_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [
+        ("search", SearchSettings(part="train")),
+        ("repair", RepairSettings(part="train")),
+        ("heal", HealSettings(part="train", teacher="parent")),
+    ],
+)
+def test_the_commented_recipe_shows_what_can_be_switched_on(
+    tmp_path: Path, stage: str, settings: Settings
+) -> None:
     text = commented_recipe()
-    start = text.index("search: null\n# search:")
+    start = text.index(f"{stage}: null\n# {stage}:")
     stop = text.index("\n\n", start)
     lines = text[start:stop].splitlines()[1:]
     switched = "\n".join(line.removeprefix("# ") for line in lines)
     found = read_recipe(saved(tmp_path, text[:start] + switched + text[stop:]))
-    assert found.search == SearchSettings(part="train")
+    assert getattr(found, stage) == settings
 
 
 def test_a_common_search_is_on_the_same_text_for_as_many_layers() -> None:

@@ -19,6 +19,7 @@ from depthcut.records import Plan
 from depthcut.settings import (
     BenchSettings,
     EvaluateSettings,
+    HealMethod,
     HealSettings,
     LoadSettings,
     OwnTextSettings,
@@ -490,6 +491,8 @@ def run(
     text: Texts | None = None,
     eval_text: Texts | None = None,
     drop: str | None = None,
+    repair: str | None = None,
+    heal: HealMethod | None = None,
     heal_steps: int = 0,
     tasks: tuple[str, ...] = (),
     data: str | None = None,
@@ -511,7 +514,11 @@ def run(
         eval_text: Text to judge on, or several; default: the other sequences of the calibration
             text.
         drop: How many layers to remove: 7, or a share such as 25% (the default).
-        heal_steps: Training steps after the cut; 0: none.
+        repair: Make up for the cut in closed form: refit, or another method of depthcut repair.
+            Layer 0 then stays. Default: no, as not every architecture can be repaired.
+        heal: Train what is left, with the model before the cut as teacher: lora, qlora, full or
+            partial. Default: no.
+        heal_steps: Training steps; given alone it means --heal lora.
         tasks: Benchmarks to judge by, as depthcut evaluate takes them: quick, or arc_easy,mmlu:5.
         data: A folder with the benchmarks' files, see depthcut evaluate.
         quick: Choose the layers by one pass over the text, by block influence.
@@ -524,8 +531,9 @@ def run(
     _use_token(token)
     if Path(source).suffix in (".yaml", ".yml"):
         given = [name for name, value in (("text", text), ("eval-text", eval_text), ("drop", drop),
-                 ("heal-steps", heal_steps), ("tasks", tasks), ("data", data), ("quick", quick),
-                 ("best", best), ("load options", load != LoadSettings())) if value]  # fmt: skip
+                 ("repair", repair), ("heal", heal), ("heal-steps", heal_steps), ("tasks", tasks),
+                 ("data", data), ("quick", quick), ("best", best),
+                 ("load options", load != LoadSettings())) if value]  # fmt: skip
         if given:
             raise SettingsError(f"{given[0]} and a recipe: write it into {source} instead")
         recipe = read_recipe(Path(source))
@@ -533,26 +541,31 @@ def run(
         if quick and best:
             raise SettingsError("--quick and --best: choose one of them")
         recipe = common_recipe(
-            source, text=text, eval_text=eval_text, drop=drop, heal_steps=heal_steps,
-            tasks=tasks, data=data, load=load,
+            source, text=text, eval_text=eval_text, drop=drop, repair=repair, heal=heal,
+            heal_steps=heal_steps, tasks=tasks, data=data, load=load,
             effort="quick" if quick else "best" if best else "usual",
         )  # fmt: skip
     _run(recipe, out, overwrite=overwrite)
 
 
 def demo(
-    *, out: Path = Path("depthcut-demo"), quick: bool = False, overwrite: bool = False
+    *,
+    out: Path = Path("depthcut-demo"),
+    heal: bool = False,
+    quick: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Run all stages on the embedded model and text.
 
     Args:
         out: The run's folder; the same command goes on where it stopped.
+        heal: Also train what is left, after the cut is repaired.
         quick: Fewer tokens and rounds: a look in a few minutes, with larger errors.
         overwrite: Replace results in the folder that were made from other inputs.
     """
     from depthcut.recipes import demo_recipe
 
-    _run(demo_recipe(quick=quick), out, overwrite=overwrite)
+    _run(demo_recipe(quick=quick, heal=heal), out, overwrite=overwrite)
 
 
 def recipe() -> None:

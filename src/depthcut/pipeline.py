@@ -1,9 +1,11 @@
-"""A recipe as straight lines: survey, search, plan, slice, heal, evaluate, bench, report.
+"""A recipe as straight lines: survey, search, plan, slice, repair, heal, evaluate, bench, report.
 
 All in one folder:
 
-    recipe.yaml  survey.json  search.json  plan.json  pruned/  healed/  evaluation.json
-    bench.json  report.html  plots/
+    recipe.yaml  survey.json  search.json  plan.json  pruned/  repaired/  healed/
+    evaluation.json  bench.json  report.html  plots/
+
+The checkpoints are a chain: each next one is nearer to the model before the cut.
 
 A stage whose record is there and was made from the same inputs (digests and settings) is
 skipped, so the same command goes on where a killed one stopped.
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from depthcut import api
-from depthcut.errors import OutputError, SettingsError
+from depthcut.errors import OutputError, PlanError, SettingsError
 from depthcut.files import discard, sole_writer, write_file
 from depthcut.recipes import write_recipe
 from depthcut.records import (
@@ -23,18 +25,19 @@ from depthcut.records import (
     HealRecord,
     ModelFacts,
     Plan,
+    RepairRecord,
     Search,
     SliceRecord,
     Survey,
     read_record,
 )
-from depthcut.settings import PlanSettings, Recipe, TextSettings
+from depthcut.settings import HealSettings, PlanSettings, Recipe, TextSettings
 from depthcut.text.names import STANDARD_INPUT, in_words, named_texts
 
 RECIPE = "recipe.yaml"
 RECORD_IN_CHECKPOINT = "depthcut.json"
 
-R = TypeVar("R", Survey, Search, Plan, SliceRecord, HealRecord, Evaluation, Bench)
+R = TypeVar("R", Survey, Search, Plan, SliceRecord, RepairRecord, HealRecord, Evaluation, Bench)
 
 
 class Run(NamedTuple):
@@ -42,7 +45,7 @@ class Run(NamedTuple):
 
     folder: Path
     model: Path
-    """The smaller checkpoint: healed/ if the recipe heals, else pruned/."""
+    """The smaller checkpoint, as the last stage left it: healed/, repaired/ or pruned/."""
     plan: Plan
     evaluation: Evaluation
     report: Path
@@ -80,16 +83,17 @@ def run(
     with sole_writer(folder):
         _claim(folder, recipe)
         stages = _Stages(recipe, folder, overwrite=overwrite, announce=announce)
-        stages.refuse_unanswerable()
+        stages.refuse_impossible()
         plan = stages.plan()
         pruned = stages.slice(plan)
-        healed = stages.heal(pruned)
-        cut = [each for each in (pruned, healed) if each]
-        evaluation = stages.evaluate(cut)
-        bench = stages.bench(cut)
+        repaired = stages.repair(plan)
+        healed = stages.heal(repaired or pruned)
+        made = [each for each in (pruned, repaired, healed) if each]
+        evaluation = stages.evaluate(made)
+        bench = stages.bench(made[-1])
         write_file(folder / RECIPE, write_recipe(recipe), overwrite=True)
         announce("report")
-        return Run(folder, healed or pruned, plan, evaluation, api.report(folder), bench)
+        return Run(folder, made[-1], plan, evaluation, api.report(folder), bench)
 
 
 class _Stages:
@@ -102,8 +106,24 @@ class _Stages:
         self.overwrite, self.announce = overwrite, announce
         self.model = api.facts(recipe.model, load=recipe.load)
 
-    def refuse_unanswerable(self) -> None:
-        """Tell of tasks that cannot be put before hours are spent."""
+    def refuse_impossible(self) -> None:
+        """Tell of what cannot be done before hours are spent."""
+        if self.recipe.heal is not None:
+            from depthcut.healing.inputs import check
+            from depthcut.healing.losses import loss_weights
+
+            check(self.recipe.heal)
+            loss_weights(self.recipe.heal)
+            self._teacher_digest(self.recipe.heal)
+        if self.recipe.repair is not None:
+            from depthcut.repairing.methods import find_method
+
+            find_method(self.recipe.repair.method)
+            if self.recipe.search and self.recipe.search.granularity == "sublayer":
+                raise PlanError(
+                    "a search for parts of layers and a repair: only whole layers that went can "
+                    "be made up for; leave repair out, or search by --granularity layer"
+                )
         if self.recipe.evaluate.tasks and not (self.folder / "evaluation.json").exists():
             from depthcut.evaluation.evaluate import refuse_unanswerable
 
@@ -123,10 +143,15 @@ class _Stages:
             survey, search = self._survey(), self._search()
             source = search or survey
             inputs = plan_inputs(settings, source.origin.inputs)
-        return self._found(path, Plan, inputs) or self._made(
+        plan = self._found(path, Plan, inputs) or self._made(
             f"plan: {_budget_in_words(settings)}",
             lambda: api.plan(source, settings, load=self.recipe.load, out=path),
         )
+        if self.recipe.repair is not None:
+            from depthcut.repairing.inputs import refuse_plan
+
+            refuse_plan(plan)
+        return plan
 
     def _survey(self) -> Survey:
         from depthcut.surveying.inputs import refuse_unmeasured, survey_inputs
@@ -147,6 +172,7 @@ class _Stages:
 
         path, settings = self.folder / "search.json", self.recipe.search
         if settings is None:
+            self._unwanted(path, Search)
             return None
         inputs = search_inputs(
             self.model.digest, self._text_digest(settings), settings, self.recipe.load
@@ -173,53 +199,90 @@ class _Stages:
             )
         return path
 
-    def heal(self, pruned: Path) -> Path | None:
+    def repair(self, plan: Plan) -> Path | None:
+        from depthcut.repairing.inputs import repair_inputs
+
+        path, settings = self.folder / "repaired", self.recipe.repair
+        if settings is None:
+            self._unwanted(path, RepairRecord)
+            return None
+        inputs = repair_inputs(
+            plan, self.model.digest, self._text_digest(settings), settings, self.recipe.load
+        )
+        if not self._found(path, RepairRecord, inputs):
+            self._made(
+                f"repair: {settings.method} on {in_words(settings.text)}",
+                lambda: api.repair(self.recipe.model, plan, path, settings, load=self.recipe.load),
+            )
+        return path
+
+    def heal(self, cut: Path) -> Path | None:
         from depthcut.healing.inputs import heal_inputs
 
         path, settings = self.folder / "healed", self.recipe.heal
         if settings is None:
+            self._unwanted(path, HealRecord)
             return None
         inputs = heal_inputs(
-            api.facts(pruned).digest, self._text_digest(settings), settings, self.recipe.load
+            api.facts(cut).digest,
+            self._text_digest(settings),
+            settings,
+            self.recipe.load,
+            self._teacher_digest(settings),
         )
         if not self._found(path, HealRecord, inputs):
+            if self.overwrite:
+                _discard_other_training(path, inputs)
             self._made(
-                f"heal: {settings.steps} steps on {in_words(settings.text)}",
-                lambda: api.heal(pruned, path, settings, load=self.recipe.load),
+                f"heal: {settings.method}, {settings.steps} steps on {in_words(settings.text)}",
+                lambda: api.heal(
+                    cut, path, settings, load=self.recipe.load, announce=self.announce
+                ),
             )
         return path
 
-    def evaluate(self, cut: list[Path]) -> Evaluation:
+    def _teacher_digest(self, settings: HealSettings) -> str:
+        if settings.teacher is None:
+            return ""
+        return (
+            self.model.digest
+            if settings.teacher == "parent"
+            else api.facts(settings.teacher).digest
+        )
+
+    def evaluate(self, made: list[Path]) -> Evaluation:
         from depthcut.evaluation.inputs import evaluation_inputs
 
         path, settings = self.folder / "evaluation.json", self.recipe.evaluate
-        models = self._models(cut)
+        models = self._models(made)
         read = self._text_digest(settings) if settings.tokens else ""
-        inputs = evaluation_inputs(self._digests(cut), read, settings, self.recipe.load)
+        inputs = evaluation_inputs(self._digests(made), read, settings, self.recipe.load)
         on = ([in_words(settings.text)] if read else []) + list(settings.tasks)
         return self._found(path, Evaluation, inputs) or self._made(
             f"evaluate: {', '.join(models)} on {', '.join(on) or 'prompts'}",
             lambda: api.evaluate(models, settings, load=self.recipe.load, out=path),
         )
 
-    def bench(self, cut: list[Path]) -> Bench | None:
+    def bench(self, last: Path) -> Bench | None:
+        """The speed of the original and of the last: of all that are as deep it is the same."""
         from depthcut.benching.inputs import bench_inputs
 
         path, settings = self.folder / "bench.json", self.recipe.bench
         if settings is None:
+            self._unwanted(path, Bench)
             return None
-        inputs = bench_inputs(self._digests(cut), settings, self.recipe.load)
-        models = self._models(cut)
+        inputs = bench_inputs(self._digests([last]), settings, self.recipe.load)
+        models = self._models([last])
         return self._found(path, Bench, inputs) or self._made(
             f"bench: {', '.join(models)} in {settings.engine}",
             lambda: api.bench(models, settings, load=self.recipe.load, out=path),
         )
 
-    def _models(self, cut: list[Path]) -> dict[str, str | Path]:
-        return {"original": self.recipe.model} | {each.name: each for each in cut}
+    def _models(self, made: list[Path]) -> dict[str, str | Path]:
+        return {"original": self.recipe.model} | {each.name: each for each in made}
 
-    def _digests(self, cut: list[Path]) -> list[str]:
-        return [self.model.digest, *(api.facts(each).digest for each in cut)]
+    def _digests(self, made: list[Path]) -> list[str]:
+        return [self.model.digest, *(api.facts(each).digest for each in made)]
 
     def _text_digest(self, settings: TextSettings) -> str:
         from depthcut.text.documents import open_text
@@ -246,6 +309,10 @@ class _Stages:
         discard(path)
         return None
 
+    def _unwanted(self, path: Path, kind: type[R]) -> None:
+        """Let no result of a stage that the recipe leaves out lie there, for the report to show."""
+        self._found(path, kind, inputs="")
+
     def _made(self, title: str, make: Callable[[], R]) -> R:
         self.announce(title)
         return make()
@@ -262,6 +329,13 @@ def _claim(folder: Path, recipe: Recipe) -> None:
             "choose another --out"
         )
     write_file(path, write_recipe(recipe))
+
+
+def _discard_other_training(healed: Path, inputs: str) -> None:
+    """Remove the checkpoints of a killed healing, if there are any, that had other inputs."""
+    begun = healed.with_name(f"{healed.name}.training") / "inputs.json"
+    if begun.exists() and inputs.encode() not in begun.read_bytes():
+        discard(begun.parent)
 
 
 def _budget_in_words(settings: PlanSettings) -> str:

@@ -14,11 +14,13 @@ from depthcut.errors import RecordError, nearest
 from depthcut.settings import (
     BenchSettings,
     EvaluateSettings,
+    HealMethod,
     HealSettings,
     LoadSettings,
     Part,
     PlanSettings,
     Recipe,
+    RepairSettings,
     SearchSettings,
     Settings,
     SurveySettings,
@@ -61,6 +63,8 @@ def common_recipe(
     text: Texts | None = None,
     eval_text: Texts | None = None,
     drop: int | str | None = None,
+    repair: str | None = None,
+    heal: HealMethod | None = None,
     heal_steps: int = 0,
     tasks: tuple[str, ...] = (),
     data: str | None = None,
@@ -76,20 +80,32 @@ def common_recipe(
     those of least block influence, the best of what a survey alone tells; usual searches with
     second thoughts (floating), which found no worse choices than any dearer search; best keeps
     several choices on the way and reads four times as much.
+
+    With `repair`, a method of it, layer 0 stays: the layer before each cut makes up for it. With
+    `heal`, or with `heal_steps` alone by lora, the model before the cut teaches.
     """
     calibration = text or "builtin"
     part: Part = "all" if eval_text else "train"
     going = "25%" if drop is None else drop
     search = _SEARCHES[effort]
+    protect = "0" if repair else None
     if search is not None:
-        search = msgspec.structs.replace(search, text=calibration, part=part, drop=going)
+        search = msgspec.structs.replace(
+            search, text=calibration, part=part, drop=going, protect=protect
+        )
+    steps = heal_steps or HealSettings().steps
     return Recipe(
         model=model,
         load=load or LoadSettings(),
         survey=SurveySettings(text=calibration, part=part),
         search=search,
-        plan=PlanSettings(drop=going, criterion="block-influence"),
-        heal=HealSettings(text=calibration, part=part, steps=heal_steps) if heal_steps else None,
+        plan=PlanSettings(drop=going, criterion="block-influence", protect=protect),
+        repair=RepairSettings(text=calibration, part=part, method=repair) if repair else None,
+        heal=HealSettings(
+            text=calibration, part=part, method=heal or "lora", teacher="parent", steps=steps
+        )
+        if heal or heal_steps
+        else None,
         evaluate=EvaluateSettings(
             text=eval_text or calibration,
             part="all" if eval_text else "held-out",
@@ -99,22 +115,27 @@ def common_recipe(
     )
 
 
-def demo_recipe(*, quick: bool = False) -> Recipe:
+def demo_recipe(*, quick: bool = False, heal: bool = False) -> Recipe:
     """The embedded model and text, sized for two cores; `quick` reads and trains less.
 
-    Quick, it takes the layers of least block influence; else it searches, on few tokens.
+    Quick, it takes the layers of least block influence; else it searches, on few tokens. The cut
+    is repaired; with `heal` the model is trained too.
     """
+    healing = HealSettings(
+        part="train",
+        teacher="parent",
+        context=256,
+        batch_size=2 if quick else 4,
+        steps=20 if quick else 80,
+    )
     return Recipe(
         survey=SurveySettings(part="train", tokens=8192 if quick else 32768),
-        search=None if quick else SearchSettings(part="train", drop=5, tokens=4096, context=128),
-        plan=PlanSettings(drop=5, criterion="block-influence"),
-        heal=HealSettings(
-            part="train",
-            context=256,
-            batch_size=2 if quick else 4,
-            accumulate=1,
-            steps=20 if quick else 80,
-        ),
+        search=None
+        if quick
+        else SearchSettings(part="train", drop=5, tokens=4096, context=128, protect="0"),
+        plan=PlanSettings(drop=5, criterion="block-influence", protect="0"),
+        repair=RepairSettings(part="train", tokens=8192 if quick else 32768),
+        heal=healing if heal else None,
         evaluate=EvaluateSettings(
             part="held-out",
             tokens=4096 if quick else 16384,
@@ -124,19 +145,27 @@ def demo_recipe(*, quick: bool = False) -> Recipe:
     )
 
 
+_SWITCHED_OFF: Mapping[str, Settings] = {
+    "search": SearchSettings(part="train"),
+    "repair": RepairSettings(part="train"),
+    "heal": HealSettings(part="train", teacher="parent"),
+}
+"""Stages that a recipe leaves out by default, as they are shown for switching on."""
+
+
 def commented_recipe() -> str:
     """Every key of a recipe with its default and its help."""
     help_texts = _help_texts()
     lines = ["# A recipe for depthcut run: every key, its default, what it does.", ""]
     for field in msgspec.structs.fields(Recipe):
         lines += _comment(help_texts.get(("Recipe", field.name), ""), indent=0)
-        value = getattr(Recipe(heal=HealSettings(part="train")), field.name)
+        value = getattr(Recipe(), field.name)
         if isinstance(value, Settings):
             lines += _section(field.name, value, help_texts)
         else:
             lines.append(f"{field.name}: {_yaml(value)}")
-        if field.name == "search":
-            shown = _section(field.name, SearchSettings(part="train"), help_texts)
+        if field.name in _SWITCHED_OFF:
+            shown = _section(field.name, _SWITCHED_OFF[field.name], help_texts)
             lines += [f"# {line}" for line in shown]
         lines.append("")
     return "\n".join(lines)
@@ -185,9 +214,9 @@ def _explained(message: str) -> str:
     match = re.search(r"unknown field `(.+?)`(?: - at `\$\.?(.*?)`)?$", message)
     if match is None:
         return " ".join(message.split())
-    owner: Settings = Recipe(search=SearchSettings(), heal=HealSettings())
+    owner: Settings = Recipe()
     if match[2]:
-        owner = getattr(owner, match[2])
+        owner = _SWITCHED_OFF.get(match[2]) or getattr(owner, match[2])
     known = owner.__struct_fields__
     where = f" in {match[2]}" if match[2] else ""
     return f"unknown key {match[1]!r}{where}{nearest(match[1], known)}; it takes {', '.join(known)}"

@@ -23,12 +23,13 @@ from depthcut.records import inputs_digest
 from depthcut.settings import HealSettings, LoadSettings
 from depthcut.text.sequences import padded
 
-_PROBABILITY_BYTES = 2
-"""float16: of a log-probability of -8, half a thousandth is lost at most four times over."""
+_PROBABILITIES = np.dtype(np.uint16)
+_STEPS = 2048
+"""Of minus log-probability, to the nat: at most a quarter of a thousandth is lost down to -32."""
 
 
 class KeptTeacher:
-    """Reads what was kept: for each token k log-probabilities, float16, and k ids behind them."""
+    """Reads what was kept: for each sequence k log-probabilities a token, and k ids a token."""
 
     def __init__(self, path: Path, lengths: Sequence[int], k: int, vocabulary: int) -> None:
         """Open the file of sequences of these lengths, in order."""
@@ -48,19 +49,19 @@ class KeptTeacher:
         return (
             TopPredictions(
                 torch.from_numpy(ids.astype(np.int64)).to(rows.device),
-                torch.from_numpy(log_probs.astype(np.float32)).to(rows.device),
+                torch.from_numpy(log_probs.astype(np.float32) / -_STEPS).to(rows.device),
             ),
             (),
         )
 
     def _of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         start, stop = self._starts[number], self._starts[number + 1]
-        each = self._k * (_PROBABILITY_BYTES + self._ids.itemsize)
+        each = self._k * (_PROBABILITIES.itemsize + self._ids.itemsize)
         content = self._file[start * each : stop * each]
-        split = (stop - start) * self._k * _PROBABILITY_BYTES
+        split = (stop - start) * self._k * _PROBABILITIES.itemsize
         shape = (stop - start, self._k)
         return (
-            content[:split].view(np.float16).reshape(shape),
+            content[:split].view(_PROBABILITIES).reshape(shape),
             content[split:].view(self._ids).reshape(shape),
         )
 
@@ -108,7 +109,7 @@ def kept_teacher(
 def _work_out(
     teacher: LoadedModel, sequences: Sequence[Tensor], k: int, vocabulary: int, path: Path
 ) -> None:
-    each = k * (_PROBABILITY_BYTES + ids_dtype(vocabulary).itemsize)
+    each = k * (_PROBABILITIES.itemsize + ids_dtype(vocabulary).itemsize)
     partly = path.with_name("partly")
     there = partly.stat().st_size if partly.exists() else 0
     done = 0
@@ -128,7 +129,7 @@ def _work_out(
             for start in range(done, len(sequences), size):
                 some = sequences[start : start + size]
                 for log_probs, ids in _top(teacher, some, k):
-                    file.write(log_probs.astype(np.float16).tobytes())
+                    file.write(_coded(log_probs).tobytes())
                     file.write(ids.astype(ids_dtype(vocabulary)).tobytes())
                 file.flush()
                 os.fsync(file.fileno())
@@ -139,6 +140,12 @@ def _work_out(
             f"cannot keep the teacher's predictions in {path.parent}: {error.strerror}; let "
             "DEPTHCUT_CACHE name a larger place, or leave --teacher-top-k out"
         ) from error
+
+
+def _coded(log_probs: "np.ndarray") -> "np.ndarray":
+    steps = np.rint(-_STEPS * log_probs)
+    coded: np.ndarray = np.minimum(steps, np.iinfo(_PROBABILITIES).max).astype(_PROBABILITIES)
+    return coded
 
 
 def _top(

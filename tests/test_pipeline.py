@@ -24,6 +24,7 @@ from depthcut.settings import (
     BenchSettings,
     EvaluateSettings,
     HealSettings,
+    LoadSettings,
     PlanSettings,
     Recipe,
     RepairSettings,
@@ -219,6 +220,24 @@ def test_what_cannot_be_repaired_or_healed_is_refused_before_the_survey(
         run(msgspec.structs.replace(recipe, **changes), tmp_path / "run")
     assert not (tmp_path / "run" / "survey.json").exists()
     assert not (tmp_path / "run" / "pruned").exists()
+
+
+def test_the_teacher_is_the_revision_that_was_cut(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.slice(recipe.model, api.plan(recipe.model, PlanSettings(remove="2")), tmp_path / "pruned")
+    asked: list[tuple[str, str | None]] = []
+
+    def loaded(source: object, _: object, load: LoadSettings) -> None:
+        asked.append((str(source), load.revision))
+
+    monkeypatch.setattr(api, "_loaded", loaded)
+    with pytest.raises(AttributeError):
+        api.heal(
+            tmp_path / "pruned", tmp_path / "healed", recipe.heal,
+            load=LoadSettings(revision="abc"),
+        )  # fmt: skip
+    assert asked[0] == (recipe.model, "abc")
 
 
 def test_layers_named_by_hand_need_no_survey(recipe: Recipe, tmp_path: Path) -> None:

@@ -446,9 +446,7 @@ def heal(
     text = _text(settings, texts)
     teacher = _teacher(model, settings, load)
     loaded = _loaded(model, tokenizer, as_loaded(settings, load))
-    sequences = _sequences(
-        loaded, text, as_needed(settings), answers_only=settings.answers_only
-    )
+    sequences = _sequences(loaded, text, as_needed(settings), answers_only=settings.answers_only)
     return heal_checkpoint(
         loaded, sequences, settings, load, Path(out), teacher=teacher, announce=announce
     )
@@ -463,12 +461,14 @@ def _teacher(
 
     if settings.teacher is None:
         return None
-    source = settings.teacher
+    source, revision = settings.teacher, None
     if source == "parent":
         if not isinstance(model, str | Path):
             raise SettingsError("--teacher parent and a model in memory: name the teacher")
-        source = parent_of(locate(model, load))
-    return _loaded(source, None, msgspec.structs.replace(load, load_in_4bit=False, revision=None))
+        source, revision = parent_of(locate(model, load)), load.revision
+    return _loaded(
+        source, None, msgspec.structs.replace(load, load_in_4bit=False, revision=revision)
+    )
 
 
 def evaluate(

@@ -127,6 +127,8 @@ def demo_recipe(*, quick: bool = False, heal: bool = False) -> Recipe:
         context=256,
         batch_size=2 if quick else 4,
         steps=20 if quick else 80,
+        held_out_tokens=1024 if quick else 2048,
+        eval_every=5 if quick else 20,
     )
     return Recipe(
         survey=SurveySettings(part="train", tokens=8192 if quick else 32768),

@@ -31,7 +31,7 @@ from depthcut.records import (
     Survey,
     read_record,
 )
-from depthcut.settings import HealSettings, PlanSettings, Recipe, TextSettings
+from depthcut.settings import HealSettings, PlanSettings, Recipe, RepairSettings, TextSettings
 from depthcut.text.names import STANDARD_INPUT, in_words, named_texts
 
 RECIPE = "recipe.yaml"
@@ -108,6 +108,8 @@ class _Stages:
 
     def refuse_impossible(self) -> None:
         """Tell of what cannot be done before hours are spent."""
+        if self.recipe.repair is not None:
+            self._refuse_repair(self.recipe.repair)
         if self.recipe.heal is not None:
             from depthcut.healing.inputs import check
             from depthcut.healing.losses import loss_weights
@@ -115,19 +117,29 @@ class _Stages:
             check(self.recipe.heal)
             loss_weights(self.recipe.heal)
             self._teacher_digest(self.recipe.heal)
-        if self.recipe.repair is not None:
-            from depthcut.repairing.methods import find_method
-
-            find_method(self.recipe.repair.method)
-            if self.recipe.search and self.recipe.search.granularity == "sublayer":
-                raise PlanError(
-                    "a search for parts of layers and a repair: only whole layers that went can "
-                    "be made up for; leave repair out, or search by --granularity layer"
-                )
+            self._text_digest(self.recipe.heal)
+        if self.recipe.evaluate.tokens:
+            self._text_digest(self.recipe.evaluate)
         if self.recipe.evaluate.tasks and not (self.folder / "evaluation.json").exists():
             from depthcut.evaluation.evaluate import refuse_unanswerable
 
             refuse_unanswerable(self.recipe.evaluate)
+
+    def _refuse_repair(self, settings: RepairSettings) -> None:
+        from depthcut.repairing.methods import find_method
+
+        find_method(settings.method)
+        if self.recipe.search and self.recipe.search.granularity == "sublayer":
+            raise PlanError(
+                "a search for parts of layers and a repair: only whole layers that went can be "
+                "made up for; leave repair out, or search by --granularity layer"
+            )
+        if self.recipe.load.load_in_4bit:
+            raise SettingsError(
+                "load_in_4bit and a repair: quantised weights cannot be repaired; leave one of "
+                "them out (heal by qlora takes a 4-bit base of its own)"
+            )
+        self._text_digest(settings)
 
     def plan(self) -> Plan:
         from depthcut.planning import plan_inputs

@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 
 from depthcut.errors import DepthcutError, SettingsError
 from depthcut.launched import launched
-from depthcut.options import options_registry, with_texts_joined
+from depthcut.options import options_registry, with_preset, with_texts_joined
 from depthcut.records import Plan
 from depthcut.settings import (
     BenchSettings,
@@ -345,6 +345,7 @@ def heal(
     model: Model,
     *,
     out: Out,
+    preset: str | None = None,
     settings: HealSettings = HealSettings(),
     load: LoadSettings = LoadSettings(),
     common: Common = COMMON,
@@ -355,8 +356,12 @@ def heal(
 
     Args:
         model: The checkpoint to train, usually a sliced or repaired one.
+        preset: Settings that belong together, where no option says otherwise: quick, best, gromov
+            (as in arXiv:2403.17887; on a GPU) or domain, see docs/heal.md.
     """
     from depthcut import api
+
+    del preset  # its options stand among the others already
 
     _use_token(common.token)
     record = api.heal(
@@ -595,7 +600,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipe": recipe,
 }
 
-IN_PROCESSES = ("survey", "search", "evaluate")
+IN_PROCESSES = ("survey", "search", "heal", "evaluate")
 """The commands that several processes can share."""
 
 
@@ -615,7 +620,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             COMMANDS,
             prog="depthcut",
             description="Make a pretrained language model shallower.",
-            args=with_texts_joined(given),
+            args=with_preset(with_texts_joined(given)),
             console_outputs=first,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             registry=options_registry(),

@@ -5,6 +5,7 @@ from typing import Any
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from depthcut.presets import preset_values
 from depthcut.settings import Texts
 
 TEXT_OPTIONS = ("--text", "--eval-text", "--judge", "--prompts")
@@ -55,6 +56,28 @@ def with_texts_joined(arguments: Sequence[str]) -> list[str]:
     for option in TEXT_OPTIONS:
         joined = _joined(joined, option, several=several)
     return joined
+
+
+def with_preset(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the options of --preset NAME, where they are not given themselves.
+
+    Raises:
+        SettingsError: There is no such preset.
+    """
+    given = {each.partition("=")[0].replace("_", "-") for each in arguments}
+    name: str | None = None
+    for number, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option == "--preset":
+            name = value if equals else next(iter(arguments[number + 1 :]), None)
+    if name is None:
+        return list(arguments)
+    added = []
+    for field, value in preset_values(name).items():
+        option = f"--{field.replace('_', '-')}"
+        if option not in given:
+            added += [option, str(value)]
+    return [*arguments, *added]
 
 
 def _joined(arguments: list[str], option: str, *, several: bool) -> list[str]:

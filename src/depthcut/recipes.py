@@ -5,12 +5,13 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 import depthcut.settings as settings_module
 from depthcut.errors import RecordError, nearest
+from depthcut.presets import preset_values
 from depthcut.settings import (
     BenchSettings,
     EvaluateSettings,
@@ -38,11 +39,20 @@ def read_recipe(path: Path) -> Recipe:
         RecordError: No such file, not YAML, unknown keys or values of the wrong kind.
     """
     try:
-        return msgspec.yaml.decode(path.read_bytes(), type=Recipe)
+        return msgspec.convert(_with_preset(msgspec.yaml.decode(path.read_bytes())), Recipe)
     except OSError as error:
         raise RecordError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RecordError(f"recipe {path}: {_explained(str(error))}") from error
+
+
+def _with_preset(recipe: Any) -> Any:
+    """With heal's preset as the keys that it sets, where the recipe does not set them itself."""
+    heal = recipe.get("heal") if isinstance(recipe, dict) else None
+    if not isinstance(heal, dict) or "preset" not in heal:
+        return recipe
+    own = {key: value for key, value in heal.items() if key != "preset"}
+    return recipe | {"heal": {**preset_values(str(heal["preset"])), **own}}
 
 
 def write_recipe(recipe: Recipe) -> bytes:

@@ -302,6 +302,8 @@ class HealSettings(TextSettings, frozen=True, kw_only=True):
     layers: str | None = None
     """Which layers, between commas: all, near-cut:2 (so many on each side of every cut), last:3,
     10-13, and head for the output head. Default: all; of partial: last:3,head."""
+    modules: Literal["all", "attention", "mlp"] = "all"
+    """On which linear layers of a layer the low-rank matrices are put."""
     teacher: str | None = None
     """The model whose predictions are the target, usually the one before the cut: a source, or
     parent for the one that the folder's plan.json names. Default: none, the text is the target."""

@@ -19,6 +19,7 @@ from depthcut.records import HealRecord, Plan, TextFacts, read_record, write_rec
 from depthcut.settings import HealSettings, LoadSettings, PlanSettings
 from depthcut.slicing import slice_checkpoint
 from depthcut.text.sequences import Sequences
+from tests.processes import together
 from tests.tiny import build_tiny, save_tiny, tiny_tokenizer
 
 LOAD = LoadSettings(device="cpu")
@@ -244,3 +245,25 @@ def test_the_adapter_alone_says_which_model_it_belongs_to(folder: Path, tmp_path
     config = json.loads((tmp_path / "healed" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(folder)
     assert config["r"] == 4
+
+
+def test_processes_share_a_step_and_come_to_the_same(folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"{number} bottles of beer on the wall" for number in range(400)))
+    records = []
+    for count in (1, 2):
+        out = tmp_path / f"in-{count}"
+        arguments = f"heal {folder} --text {text} --context 24 --steps 4 --batch-size 4 --rank 2"
+        arguments += f" --held-out-tokens 100 --method full --device cpu --out {out}"
+        for ended in together(arguments.split(), count):
+            assert ended.code == 0, ended.messages
+        records.append(read_record(out / "depthcut.json", HealRecord))
+        assert (out / "model.safetensors").exists()
+    alone, shared = records
+    assert shared.devices == 2
+    assert shared.trained_tokens == alone.trained_tokens
+    for one, other in zip(alone.losses, shared.losses, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+    assert [each.loss for each in alone.judgements] == pytest.approx(
+        [each.loss for each in shared.judgements], rel=1e-3
+    )

@@ -61,6 +61,21 @@ def test_low_rank_matrices_stay_on_the_layers_that_are_named(tmp_path: Path) -> 
     assert len(moved) == 3 * 7
 
 
+def test_low_rank_matrices_stay_on_the_modules_that_are_named(tmp_path: Path) -> None:
+    base = save_tiny(build_tiny("llama"), tmp_path / "base")
+    settings = replace(SETTINGS, method="lora", modules="mlp", layers="2,3", rank=2)
+    heal_checkpoint(load(base, LOAD), counted(), settings, LOAD, tmp_path / "healed")
+    before, after = (load_file(each / "model.safetensors") for each in (base, tmp_path / "healed"))
+    moved = {name for name, weight in after.items() if not weight.equal(before[name])}
+    assert all(".mlp." in name for name in moved)
+    assert len(moved) == 2 * 3
+    with pytest.raises(SettingsError, match="--modules mlp is for lora"):
+        heal_checkpoint(
+            *(load(base, LOAD), counted(), replace(SETTINGS, modules="mlp"), LOAD),
+            tmp_path / "other",
+        )
+
+
 def test_weights_train_in_float32_and_a_model_in_memory_is_as_before() -> None:
     model = build_tiny("llama").to(torch.bfloat16)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}

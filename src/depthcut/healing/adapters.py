@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from depthcut.architectures.sublayers import part_modules
 from depthcut.errors import ArchitectureError, MissingExtraError
 from depthcut.healing.restoring import as_before
 from depthcut.healing.targets import Targets
@@ -50,7 +51,7 @@ def adapted(
         lora_alpha=cast(int, settings.alpha),  # peft divides it by r, whole or not
         lora_dropout=settings.dropout,
         target_modules="all-linear",
-        exclude_modules=_others(loaded, chosen) if chosen else None,
+        exclude_modules=_others(loaded, settings, chosen),
     )
     with as_before(model), _differentiable(model):
         try:
@@ -105,15 +106,20 @@ def _differentiable(model: PreTrainedModel) -> Iterator[None]:
             setattr(module, flag, True)
 
 
-def _others(loaded: LoadedModel, chosen: Targets) -> str | None:
+def _others(loaded: LoadedModel, settings: HealSettings, chosen: Targets | None) -> str | None:
     """A pattern of the modules that no adapter is put on; None: there is none."""
-    layers = {id(layer): number for number, layer in enumerate(loaded.layers)}
-    names = [
-        re.escape(name)
-        for name, module in loaded.model.named_modules()
-        if layers.get(id(module), min(chosen.layers)) not in chosen.layers
-    ]
-    return rf"({'|'.join(names)})\..*" if names else None
+    wanted = range(len(loaded.layers)) if chosen is None else chosen.layers
+    names = {id(module): name for name, module in loaded.model.named_modules()}
+    others = []
+    for number, layer in enumerate(loaded.layers):
+        if number not in wanted:
+            others.append(names[id(layer)])
+        elif settings.modules != "all":
+            kept = part_modules(name for name, _ in layer.named_children())[settings.modules]
+            others += [
+                f"{names[id(layer)]}.{name}" for name, _ in layer.named_children() if name != kept
+            ]
+    return rf"({'|'.join(map(re.escape, others))})(\..*)?" if others else None
 
 
 def _adapters(wrapped: PeftModel) -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ import msgspec
 
 from depthcut.errors import OutputError, SettingsError
 from depthcut.files import discard, sole_writer, sync_tree, write_file
+from depthcut.model.ranks import ALONE, Ranks
 
 _WHOLE = "whole"
 """Lies in a checkpoint once all of it is on the disk."""
@@ -65,21 +66,25 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def kept_checkpoints(out: Path, inputs: str) -> Iterator[Checkpoints]:
+def kept_checkpoints(out: Path, inputs: str, ranks: Ranks = ALONE) -> Iterator[Checkpoints]:
     """A context with the folder `<out>.training`, which is gone when all went well.
+
+    Of several processes the first one keeps the folder.
 
     Raises:
         OutputError: A training lies there that was begun with other settings, another process is
             at it, or the place cannot be written.
     """
     folder = out.with_name(f"{out.name}.training")
+    if ranks.rank:
+        yield Checkpoints(folder, ranks.of_first(Begun(inputs)))
+        return
     with sole_writer(folder):
-        begun = _read(folder, inputs)
-        checkpoints = Checkpoints(folder, begun)
+        checkpoints = Checkpoints(folder, _read(folder, inputs))
         for path in folder.glob("checkpoint-*"):
             if not (path / _WHOLE).exists():
                 shutil.rmtree(path)
-        checkpoints.note(begun)
+        checkpoints.note(ranks.of_first(checkpoints.begun))
         try:
             yield checkpoints
         except BaseException as error:

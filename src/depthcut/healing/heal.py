@@ -19,7 +19,6 @@ from depthcut.healing.result import copy_base, saved_base
 from depthcut.healing.targets import cuts, targets
 from depthcut.healing.teachers import OnlineTeacher, Teacher, refuse_other_vocabulary
 from depthcut.healing.training import Lesson, Rows, seeded, train
-from depthcut.launched import launched
 from depthcut.model.loading import LoadedModel
 from depthcut.model.ranks import all_ranks
 from depthcut.model.stored_weights import find_weight
@@ -77,7 +76,8 @@ def heal_checkpoint(
     inputs = heal_inputs(
         loaded.facts.digest, sequences.facts.digest, settings, load, teacher_digest
     )
-    with kept_checkpoints(out, inputs) as checkpoints:
+    ranks = all_ranks()
+    with kept_checkpoints(out, inputs, ranks) as checkpoints:
         base = open_checkpoint(loaded.folder or saved_base(loaded, checkpoints.folder / "base"))
         model_facts(base, source=str(out))  # a type that cannot be described: said before training
         plan = plan_beside(base.folder)
@@ -97,7 +97,7 @@ def heal_checkpoint(
                 checkpoints=checkpoints,
             )
             record = None
-            if launched().rank == 0:
+            if ranks.rank == 0:
                 with new_folder(out, needed_bytes=loaded.facts.weight_bytes) as working:
                     _put(trainee, base, working, keep_adapter=settings.keep_adapter)
                     record = HealRecord(
@@ -110,7 +110,7 @@ def heal_checkpoint(
                         trained_parameters=trainable(trainee.model),
                         trained_tokens=training.tokens,
                         micro_batch_size=pace.micro_batch_size,
-                        devices=launched().count,
+                        devices=ranks.count,
                         starts=checkpoints.begun.starts,
                         training_seconds=training.seconds,
                         losses=training.losses,
@@ -123,7 +123,7 @@ def heal_checkpoint(
                     card = heal_card(record, base.folder, name=out.name)
                     (working / "README.md").write_text(card, encoding="utf-8")
                     write_record(record, working / "depthcut.json")
-            told = all_ranks().of_first(record)
+            told = ranks.of_first(record)
     assert told is not None  # the first process wrote it
     return told
 

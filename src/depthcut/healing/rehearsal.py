@@ -59,9 +59,10 @@ def rehearsed(
                 raise _no_room(loaded, settings, size) from error
             recompute = size == 1
             size = _divisor(own, size // 2)
-    sizes = all_ranks().everywhere((size, recompute))
+    ranks = all_ranks()
+    sizes = ranks.everywhere((size, recompute))
     size, recompute = min(each for each, _ in sizes), any(each for _, each in sizes)
-    if launched().rank == 0:
+    if ranks.rank == 0:
         checkpoints.note(msgspec.structs.replace(begun, micro_batch_size=size, recompute=recompute))
     pace = Pace(size, own // size, recompute)
     for line in _told(loaded, model, lesson, pace, seconds):

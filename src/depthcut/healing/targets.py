@@ -33,6 +33,11 @@ def targets(settings: HealSettings, count: int, kept: Sequence[int] | None) -> T
             that the method cannot train.
         PlanError: A layer that the model does not have.
     """
+    if settings.modules != "all" and settings.method in ("full", "partial"):
+        raise SettingsError(
+            f"--modules {settings.modules} is for lora and qlora: --method {settings.method} "
+            "trains all of a layer"
+        )
     if settings.layers is None:
         whole = settings.method != "partial"
         last = range(0 if whole else max(0, count - _LAST), count)

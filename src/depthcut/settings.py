@@ -284,9 +284,10 @@ class RepairSettings(TextSettings, frozen=True, kw_only=True):
     """How weights are solved for that make up for removed layers."""
 
     method: str = "refit"
-    """What is solved for, in the last MLP before each removed block: refit (its whole output
-    projection), linear (a linear map behind it, ReplaceMe) or scale (a factor a channel); see
-    docs/method.md."""
+    """What is solved for: refit (the output projections of attention and MLP, in the layer before
+    each removed block and in two behind it); or, in the last MLP before the block alone, refit-mlp
+    (its output projection), linear (a linear map behind it, ReplaceMe), linearpatch (a factor a
+    channel in a Hadamard basis) or scale (a factor a channel); see docs/method.md."""
     batch_size: int | None = None
     """Sequences per forward pass; default: chosen from the memory at hand."""
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from depthcut.errors import ArchitectureError
 from depthcut.model.loading import LoadedModel, from_memory
-from depthcut.repairing.projections import last_projection
+from depthcut.repairing.projections import find_projections
 from tests.tiny import build_tiny
 
 
@@ -28,19 +28,31 @@ def ending_with(kind: type[nn.Linear]) -> LoadedModel:
     return from_memory(model, None)
 
 
+def names_of(loaded: LoadedModel, layer: int) -> dict[str, str]:
+    return {part: found.name for part, found in find_projections(loaded, layer).items()}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_linear_layer_is_known_by_what_it_does(dtype: torch.dtype) -> None:
+    attention = {"attention": "model.layers.1.self_attn.o_proj"}
     loaded = ending_with(Plain)
     loaded.model.to(dtype)
-    found = last_projection(loaded, 1)
-    assert (found.name, found.layer, found.inner) == ("model.layers.1.mlp.down_proj", 1, 64)
-    with pytest.raises(ArchitectureError, match="does not end with a plain linear layer"):
-        last_projection(ending_with(Rounding), 1)
+    assert names_of(loaded, 1) == {**attention, "mlp": "model.layers.1.mlp.down_proj"}
+    assert find_projections(loaded, 1)["mlp"].columns == 64
+    assert names_of(ending_with(Rounding), 1) == attention
 
 
-def test_a_shared_expert_that_all_tokens_pass_ends_a_mixture() -> None:
+def test_of_a_mixture_it_is_what_all_tokens_pass() -> None:
     from tests.every_type import build
 
-    loaded = from_memory(build("deepseek_v3").eval(), None)
-    found = last_projection(loaded, 5)
-    assert found.name == "model.layers.5.mlp.shared_experts.down_proj"
+    shared = from_memory(build("deepseek_v3").eval(), None)
+    assert names_of(shared, 5)["mlp"] == "model.layers.5.mlp.shared_experts.down_proj"
+    experts = from_memory(build_tiny("mixtral"), None)
+    assert names_of(experts, 1) == {"attention": "model.layers.1.self_attn.o_proj"}
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
+def test_what_is_normed_before_it_is_added_is_refused(model_type: str) -> None:
+    loaded = from_memory(build_tiny(model_type), None)
+    with pytest.raises(ArchitectureError, match=r"layer 1 .* ends neither .* \(depthcut heal\)"):
+        find_projections(loaded, 1)

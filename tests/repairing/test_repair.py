@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from depthcut.errors import ArchitectureError, OutputError, PlanError, SettingsError, TextError
 from depthcut.model.loading import LoadedModel, find_layers, from_memory, load
-from depthcut.records import Plan, RepairedBlock, RepairRecord, Sublayer, TextFacts, read_record
+from depthcut.records import Plan, RepairRecord, RepairStep, Sublayer, TextFacts, read_record
+from depthcut.repairing.hadamard import hadamard
 from depthcut.repairing.inputs import repair_inputs
 from depthcut.repairing.methods import METHODS
-from depthcut.repairing.projections import last_projection
+from depthcut.repairing.projections import find_projections
 from depthcut.repairing.repair import repair_checkpoint
 from depthcut.settings import LoadSettings, RepairSettings
 from depthcut.slicing import slice_checkpoint
@@ -26,7 +27,12 @@ from tests.slices import arranged, lacking, logits, plan_without
 from tests.tiny import build_tiny, save_tiny, tiny_tokenizer
 
 LOAD = LoadSettings(device="cpu")
-ENDS = {"gpt2": "mlp.c_proj", "opt": "fc2", "gpt_neox": "mlp.dense_4h_to_h"}
+ENDS = {
+    "gpt2": ("attn.c_proj", "mlp.c_proj"),
+    "opt": ("self_attn.out_proj", "fc2"),
+    "gpt_neox": ("attention.dense", "mlp.dense_4h_to_h"),
+}
+"""Of attention and MLP."""
 TYPES = ("llama", "qwen3", "mistral", "gpt2")
 
 
@@ -84,34 +90,62 @@ class Rows(NamedTuple):
         return self.target.norm(dim=1, keepdim=True) ** -0.5
 
 
-def end_of(model: PreTrainedModel, layer: int) -> torch.nn.Module:
-    name = ENDS.get(model.config.model_type, "mlp.down_proj")
-    return find_layers(model)[layer].get_submodule(name)
+def end_of(model: PreTrainedModel, layer: int, part: int = 1) -> torch.nn.Module:
+    ends = ENDS.get(model.config.model_type, ("self_attn.o_proj", "mlp.down_proj"))
+    return find_layers(model)[layer].get_submodule(ends[part])
 
 
-def matrix_of(model: PreTrainedModel, layer: int) -> Tensor:
-    """(hidden, inner), with the bias as last column."""
-    end = end_of(model, layer)
-    weight = end.weight.detach()
-    weight = weight.T if model.config.model_type == "gpt2" else weight
-    return weight if end.bias is None else torch.cat([weight, end.bias.detach()[:, None]], dim=1)
+def matrix_of(model: PreTrainedModel, layer: int, parts: tuple[int, ...] = (1,)) -> Tensor:
+    """(hidden, inner) side by side, with the bias as last column of each."""
+    found = []
+    for part in parts:
+        end = end_of(model, layer, part)
+        weight = end.weight.detach()
+        found.append(weight.T if model.config.model_type == "gpt2" else weight)
+        if end.bias is not None:
+            found.append(end.bias.detach()[:, None])
+    return torch.cat(found, dim=1)
+
+
+def set_matrix(model: PreTrainedModel, layer: int, parts: tuple[int, ...], matrix: Tensor) -> None:
+    for part in parts:
+        end = end_of(model, layer, part)
+        transposed = model.config.model_type == "gpt2"
+        for own in (end.weight.T if transposed else end.weight, end.bias):
+            if own is not None:
+                columns = own.shape[1] if own.ndim == 2 else 1
+                with torch.no_grad():
+                    own.copy_(matrix[:, :columns].reshape(own.shape))
+                matrix = matrix[:, columns:]
 
 
 def rows_of(
-    whole: PreTrainedModel, cut: PreTrainedModel, block: tuple[int, int], layer: int, *, held: bool
+    whole: PreTrainedModel,
+    cut: PreTrainedModel,
+    depth: int,
+    layer: int,
+    *,
+    held: bool,
+    parts: tuple[int, ...] = (1,),
 ) -> Rows:
-    """States by hooks, one sequence at a time; `layer` is the repaired one, in the cut model."""
-    caught: dict[str, Tensor] = {}
+    """States by hooks, one sequence at a time; `layer` is counted in the cut model."""
+    caught: dict[object, Tensor] = {}
 
-    def keep(name: str, state: object) -> None:
+    def keep(name: object, state: object) -> None:
         first = state if isinstance(state, Tensor) else state[0]
         caught[name] = first.reshape(-1, first.shape[-1]).double()
 
-    end, found = end_of(cut, layer), []
+    ends = [end_of(cut, layer, part) for part in parts]
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     hooks = [
-        end.register_forward_hook(lambda _, args, out: keep("a", args[0]) or keep("y", out)),
+        end.register_forward_hook(
+            lambda each, args, out: keep((each, "a"), args[0]) or keep((each, "y"), out)
+        )
+        for end in ends
+    ]
+    hooks += [
         find_layers(cut)[layer].register_forward_hook(lambda _, __, out: keep("x", out)),
-        find_layers(whole)[block[1] - 1].register_forward_hook(lambda _, __, out: keep("h", out)),
+        find_layers(whole)[depth - 1].register_forward_hook(lambda _, __, out: keep("h", out)),
     ]
     for number, ids in enumerate(some_text().sequences):
         if (number % 8 == 7) is not held:
@@ -119,10 +153,13 @@ def rows_of(
         with torch.no_grad():
             whole(input_ids=ids[None], use_cache=False)
             cut(input_ids=ids[None], use_cache=False)
-        given = caught["a"]
-        if end.bias is not None:
-            given = torch.cat([given, torch.ones(len(given), 1)], dim=1)
-        found.append((given, caught["x"] - caught["y"], caught["h"]))
+        given, added_to = [], caught["x"]
+        for end in ends:
+            given.append(caught[end, "a"])
+            if end.bias is not None:
+                given.append(torch.ones(len(given[0]), 1))
+            added_to = added_to - caught[end, "y"]
+        found.append((torch.cat(given, dim=1), added_to, caught["h"]))
     for hook in hooks:
         hook.remove()
     return Rows(*(torch.cat(each) for each in zip(*found, strict=True)))
@@ -135,7 +172,7 @@ def solved_plainly(rows: Rows, before: Tensor, method: str, ridge: float | None)
         return torch.linalg.lstsq(left, right, driver="gelsd").solution
 
     given, wanted = rows.weights * rows.given, rows.weights * (rows.target - rows.added_to)
-    if method == "refit":
+    if method.startswith("refit"):
         assert ridge is not None
         root = (ridge * given.square().sum(dim=0).mean()).sqrt()
         more = root * torch.eye(given.shape[1], dtype=given.dtype)
@@ -143,11 +180,15 @@ def solved_plainly(rows: Rows, before: Tensor, method: str, ridge: float | None)
     made = given @ before.T
     if method == "linear":
         return least(made, wanted).T @ before
+    if method == "linearpatch":
+        turn = hadamard(len(before))
+        made, wanted, before = made @ turn.T, wanted @ turn.T, turn @ before
     factors = [
         least(mine[:, None], its[:, None]).item()
         for mine, its in zip(made.T, wanted.T, strict=True)
     ]
-    return torch.tensor(factors, dtype=before.dtype)[:, None] * before
+    scaled = torch.tensor(factors, dtype=before.dtype)[:, None] * before
+    return turn.T @ scaled if method == "linearpatch" else scaled
 
 
 def off(rows: Rows, matrix: Tensor) -> float:
@@ -156,30 +197,53 @@ def off(rows: Rows, matrix: Tensor) -> float:
     return ((errors.square().sum(dim=1) / lengths).sum() / lengths.sum()).sqrt().item()
 
 
-def check(model_type: str, method: str, removed: tuple[int, ...], tmp_path: Path) -> None:
-    """Every block of a repair against the plain solve on the states of the written model."""
+def check(model_type: str, method: str, removed: tuple[int, ...], tmp_path: Path) -> RepairRecord:
+    """Every step of a repair against the plain solve, step by step in a model of its own."""
     folder = saved(model_type, tmp_path / "model")
     plan = plan_without(folder, removed)
     loaded = load(folder, LOAD)
     record = repaired(loaded, plan, tmp_path / "out", method=method, force=True)
-    cut = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64)
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64)
+    own = lacking(loaded.model, removed)
     assert [(block.start, block.stop) for block in record.blocks] == list(plan.removed)
     for block in record.blocks:
-        check_block(loaded.model, cut, plan, block, method)
+        for step in block.steps:
+            depth = block.stop if step.layer < block.start else step.layer + 1
+            check_step(loaded.model, own, plan, step, depth, method)
+            layer = plan.kept_layers.index(step.layer)
+            last = step is [each for each in block.steps if each.layer == step.layer][-1]
+            for part in (0, 1) if last else ():
+                ours, its = (matrix_of(model, layer, (part,)) for model in (own, written))
+                torch.testing.assert_close(its, ours, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logits(written), logits(own), rtol=1e-5, atol=1e-5)
+    return record
 
 
-def check_block(
-    whole: PreTrainedModel, cut: PreTrainedModel, plan: Plan, block: RepairedBlock, method: str
+def check_step(
+    whole: PreTrainedModel,
+    own: PreTrainedModel,
+    plan: Plan,
+    step: RepairStep,
+    depth: int,
+    method: str,
 ) -> None:
-    removed, layer = (block.start, block.stop), plan.kept_layers.index(block.start - 1)
-    # What enters a projection, and what it is added to, depend on the repairs before it only.
-    fitted, held_out = (rows_of(whole, cut, removed, layer, held=held) for held in (False, True))
-    before, written = matrix_of(whole, block.start - 1), matrix_of(cut, layer)
-    expected = solved_plainly(fitted, before, method, block.ridge)
-    assert (expected - before).abs().max() > 1e-2
-    torch.testing.assert_close(written, expected, rtol=1e-6, atol=1e-6)
-    assert block.error_before == pytest.approx(off(held_out, before), rel=1e-6)
-    assert block.error_after == pytest.approx(off(held_out, expected), rel=1e-6)
+    layer = plan.kept_layers.index(step.layer)
+    names = [name.rpartition(".")[0] for name in step.tensors]
+    parts = tuple(part for part in (0, 1) if any(name.endswith(_end(own, part)) for name in names))
+    fitted, held_out = (
+        rows_of(whole, own, depth, layer, held=held, parts=parts) for held in (False, True)
+    )
+    before = matrix_of(own, layer, parts)
+    expected = solved_plainly(fitted, before, method, step.ridge)
+    assert (expected - before).abs().max() > 1e-4
+    assert step.error_before == pytest.approx(off(held_out, before), rel=1e-6)
+    set_matrix(own, layer, parts, expected)
+    after = rows_of(whole, own, depth, layer, held=True, parts=parts)
+    assert step.error_after == pytest.approx(off(after, expected), rel=1e-5)
+
+
+def _end(model: PreTrainedModel, part: int) -> str:
+    return ENDS.get(model.config.model_type, ("self_attn.o_proj", "mlp.down_proj"))[part]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -201,15 +265,16 @@ def test_flattened_states_and_parallel_residuals_are_repaired(
 def test_a_later_block_is_repaired_on_what_the_repaired_model_gives(
     method: str, tmp_path: Path
 ) -> None:
-    check("gpt2", method, (1, 3, 5), tmp_path)
+    record = check("gpt2", method, (1, 3, 5), tmp_path)
+    assert [step.layer for block in record.blocks for step in block.steps][-1] == 4
 
 
 def test_the_ridge_is_the_best_of_all_on_held_out_text(tmp_path: Path) -> None:
     folder = saved("llama", tmp_path / "model")
     plan, loaded = plan_without(folder, (2, 3)), load(folder, LOAD)
-    (block,) = repaired(loaded, plan, tmp_path / "out").blocks
+    (block,) = repaired(loaded, plan, tmp_path / "out", method="refit-mlp").blocks
     cut = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64)
-    fitted, held_out = (rows_of(loaded.model, cut, (2, 4), 1, held=h) for h in (False, True))
+    fitted, held_out = (rows_of(loaded.model, cut, 4, 1, held=h) for h in (False, True))
     before = matrix_of(loaded.model, 1)
     ridges = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
     errors = {
@@ -239,13 +304,16 @@ def test_the_folder_loads_like_the_cut_one_and_holds_nothing_else_that_is_new(
     )
     changed = [name for name in cut if not cut[name].equal(mended[name])]
     assert cut.keys() == mended.keys()
-    assert changed == ["model.layers.1.mlp.down_proj.weight"] == list(record.blocks[0].tensors)
+    ends = ("mlp.down_proj.weight", "self_attn.o_proj.weight")
+    assert changed == [f"model.layers.{layer}.{end}" for layer in (1, 2, 3) for end in ends]
+    assert changed == sorted(record.blocks[0].tensors)
     names = {path.name for path in (tmp_path / "cut").iterdir()}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
     in_memory = lacking(loaded.model, (2, 3))
     with torch.no_grad():
-        end_of(in_memory, 1).weight.copy_(mended[changed[0]])
+        for name in changed:
+            in_memory.get_parameter(name).copy_(mended[name])
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert logits(plain).equal(logits(in_memory))
 
@@ -270,7 +338,7 @@ def test_shared_experts_are_repaired_in_the_file(tmp_path: Path) -> None:
     last = len(loaded.layers) - 1
     repaired(loaded, plan_without(tmp_path / "model", (last,)), tmp_path / "out", force=True)
     before, after = (
-        last_projection(each, last - 1).module.weight
+        find_projections(each, last - 1)["mlp"].module.weight
         for each in (loaded, load(tmp_path / "out", LOAD))  # no tensor is missing
     )
     assert not before.equal(after)
@@ -282,7 +350,7 @@ def test_checkpoints_of_the_bare_decoder_are_repaired(tmp_path: Path) -> None:
     tensors = {name.removeprefix("transformer."): t for name, t in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
     record = repaired(load(folder, LOAD), plan_without(folder, (2,)), tmp_path / "out")
-    assert record.blocks[0].tensors == ("h.1.mlp.c_proj.weight", "h.1.mlp.c_proj.bias")
+    assert record.blocks[0].before[-1].tensors == ("h.1.mlp.c_proj.weight", "h.1.mlp.c_proj.bias")
     assert not load_file(tmp_path / "out" / "model.safetensors")["h.1.mlp.c_proj.weight"].equal(
         tensors["h.1.mlp.c_proj.weight"]
     )
@@ -327,13 +395,27 @@ def test_a_repair_that_does_not_help_is_refused_unless_forced(tmp_path: Path) ->
     assert block.error_after > block.error_before
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "mixtral"])
+def test_of_a_mixture_the_attention_is_solved_for_and_the_outcome_judged(tmp_path: Path) -> None:
+    folder = saved("mixtral", tmp_path / "model", torch.float32)
+    plan, loaded = plan_without(folder, (2, 3)), load(folder, LOAD)
+    (block,) = repaired(loaded, plan, tmp_path / "out", force=True).blocks
+    cut = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    (step,) = block.before
+    assert step.tensors == ("model.layers.1.self_attn.o_proj.weight",)
+    # What the experts add depends on the attention: the error is that of the model as it is now.
+    held_out = rows_of(loaded.model, cut, 4, 1, held=True, parts=(0,))
+    after = off(held_out, matrix_of(cut, 1, (0,)).double())
+    assert step.error_after == pytest.approx(after, rel=1e-5)
+    assert not matrix_of(cut, 1, (0,)).equal(matrix_of(loaded.model, 1, (0,)))
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
 def test_layers_that_do_not_simply_add_a_projection_are_refused(
     model_type: str, tmp_path: Path
 ) -> None:
     folder = saved(model_type, tmp_path / "model", torch.float32)
     plan = plan_without(folder, (2, 3))
-    with pytest.raises(ArchitectureError, match=r"layer 1 of .* \(depthcut heal\)"):
+    with pytest.raises(ArchitectureError, match=r"layer 1 of .* ends neither .*heal"):
         repaired(load(folder, LOAD), plan, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

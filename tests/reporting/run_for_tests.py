@@ -23,6 +23,7 @@ from depthcut.records import (
     Plan,
     RepairedBlock,
     RepairRecord,
+    RepairStep,
     Scores,
     SliceRecord,
     SpeedRatio,
@@ -209,11 +210,16 @@ def make_repair(plan: Plan, result: ModelFacts) -> RepairRecord:
             RepairedBlock(
                 start=start,
                 stop=stop,
-                tensors=(f"model.layers.{start - 1}.mlp.down_proj.weight",),
-                ridge=0.01,
-                condition=1.7e4,
-                error_before=0.412,
-                error_after=0.173,
+                steps=(
+                    RepairStep(
+                        layer=start - 1,
+                        tensors=(f"model.layers.{start - 1}.mlp.down_proj.weight",),
+                        ridge=0.01,
+                        condition=1.7e4,
+                        error_before=0.412,
+                        error_after=0.173,
+                    ),
+                ),
             )
             for start, stop in plan.removed
         ),

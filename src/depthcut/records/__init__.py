@@ -33,7 +33,7 @@ from depthcut.records.plan import (
     TextChoice,
     slices_without,
 )
-from depthcut.records.repairing import RepairedBlock, RepairRecord
+from depthcut.records.repairing import RepairedBlock, RepairRecord, RepairStep
 from depthcut.records.search import Cost, FrontierPoint, Search
 from depthcut.records.slicing import (
     FieldValues,
@@ -92,6 +92,7 @@ __all__ = [
     "Record",
     "Refusal",
     "RepairRecord",
+    "RepairStep",
     "RepairedBlock",
     "Rival",
     "Scope",

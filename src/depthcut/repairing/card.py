@@ -1,5 +1,6 @@
 """The model card of a repaired checkpoint."""
 
+from itertools import groupby
 from pathlib import Path
 
 import yaml
@@ -28,6 +29,12 @@ def repair_card(record: RepairRecord, parent: Path | None, *, name: str) -> str:
             f"instead of {layers_in_words([(block.start, block.stop)])}": (
                 f"{', '.join(f'`{tensor}`' for tensor in block.tensors)}; error of the states on "
                 f"held-out text from {block.error_before:.4f} to {block.error_after:.4f}"
+                + "".join(
+                    f", behind layer {layer} from {steps[0].error_before:.4f} to "
+                    f"{steps[-1].error_after:.4f}"
+                    for layer, each in groupby(block.behind, key=lambda step: step.layer)
+                    for steps in [[*each]]
+                )
             )
             for block in record.blocks
         },
@@ -43,7 +50,7 @@ def repair_card(record: RepairRecord, parent: Path | None, *, name: str) -> str:
 
 `{record.parent.source}` {record.plan.change}: {record.result.layers} layers, \
 {record.result.parameters:,} parameters. All
-weights are the parent's but those of the table, which were solved for so that the states after
+weights are the parent's but those of the table, which were solved for so that the states behind
 each cut come near those of the parent. Nothing was trained.
 
 ## Provenance

@@ -1,8 +1,9 @@
 """Ways to make up for a removed block: each one function from sums over tokens to a projection.
 
-With a the input of the last projection before the block (a 1 behind it for the bias), m the
-residual stream that the projection's output is added to and h the untouched model's state where
-the block ended, all of a token t, every method looks for a matrix W of little
+With a the input of a layer's last projection (a 1 behind it for the bias; or the inputs of the
+attention's and the MLP's side by side), m the residual stream that its output is added to and h the
+untouched model's state where it should lead, all of a token t, every method looks for a matrix W of
+little
 
     sum over t of |W a + m - h|^2 / |h|,
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from depthcut.errors import SettingsError, nearest
+from depthcut.repairing.hadamard import hadamard
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Strengths that `refit` tries, in units of the mean of the diagonal of A."""
@@ -30,9 +32,9 @@ class Sums:
     """Over the tokens t of a text, weighted; float64."""
 
     inputs: Tensor
-    """A: sum of a a^T, (inner, inner)."""
+    """A: sum of a a^T, (columns, columns)."""
     wanted: Tensor
-    """B: sum of (h - m) a^T, (hidden, inner)."""
+    """B: sum of (h - m) a^T, (hidden, columns)."""
     square: float = 0.0
     """Sum of |h - m|^2."""
     scale: float = 0.0
@@ -40,10 +42,10 @@ class Sums:
     tokens: int = 0
 
     @classmethod
-    def empty(cls, hidden: int, inner: int, device: torch.device) -> "Sums":
+    def empty(cls, hidden: int, columns: int, device: torch.device) -> "Sums":
         """Over no tokens."""
-        zeros = torch.zeros(hidden + inner, inner, dtype=torch.float64, device=device)
-        return cls(zeros[:inner], zeros[inner:])
+        zeros = torch.zeros(hidden + columns, columns, dtype=torch.float64, device=device)
+        return cls(zeros[:columns], zeros[columns:])
 
     def add(self, given: Tensor, wanted: Tensor, target: Tensor) -> None:
         """Take some tokens: a, h - m and h, a row each, float32 or float64."""
@@ -66,15 +68,28 @@ class Solution(NamedTuple):
     """A projection that a method offers."""
 
     matrix: Tensor
-    """W, (hidden, inner), float64."""
+    """W, (hidden, columns), float64."""
     ridge: float | None
     """Its strength, in units of the mean of the diagonal of A; None: the method has none."""
     condition: float
     """Of the system that was solved: largest over least eigenvalue."""
 
 
-Method = Callable[[Sums, Tensor], Iterator[Solution]]
+Solve = Callable[[Sums, Tensor], Iterator[Solution]]
 """From the sums and the projection W_0 as it is, to what the held-out tokens may choose from."""
+
+
+class Method(NamedTuple):
+    """What is solved for, and where."""
+
+    solve: Solve
+    attention: bool = False
+    """The attention's projection too: first both in one system, then, as what the MLP takes depends
+    on what the attention gives, the MLP's alone."""
+    behind: int = 0
+    """In how many layers behind the block too, each towards the state that leaves it."""
+    refuse_width: Callable[[int], object] | None = None
+    """Raises ArchitectureError for a hidden size that it is not for."""
 
 
 def refit(sums: Sums, before: Tensor) -> Iterator[Solution]:
@@ -128,7 +143,30 @@ def scale(sums: Sums, before: Tensor) -> Iterator[Solution]:
     yield Solution(factors[:, None] * before, None, condition)
 
 
-METHODS: dict[str, Method] = {"refit": refit, "linear": linear, "scale": scale}
+def linearpatch(sums: Sums, before: Tensor) -> Iterator[Solution]:
+    """One factor for each channel of the projection's output in a Hadamard basis.
+
+    LinearPatch (Chen et al., arXiv:2505.24680) patches the residual stream itself by a matrix
+    H^T D H, with H a Hadamard matrix and D diagonal, so that no channel's outlier sets a factor
+    alone. Deviations: no weight that is there acts on the stream, so only what the projection adds
+    is patched, W = H^T D H W_0; and D is of least squares, not a ratio of magnitudes.
+
+    Raises:
+        ArchitectureError: No Hadamard matrix of the model's width is made here.
+    """
+    rotation = hadamard(len(before)).to(before)
+    turned = Sums(sums.inputs, rotation @ sums.wanted)
+    for solution in scale(turned, rotation @ before):
+        yield solution._replace(matrix=rotation.T @ solution.matrix)
+
+
+METHODS: dict[str, Method] = {
+    "refit": Method(refit, attention=True, behind=2),
+    "refit-mlp": Method(refit),
+    "linear": Method(linear),
+    "linearpatch": Method(linearpatch, refuse_width=hadamard),
+    "scale": Method(scale),
+}
 """By the name that --method takes."""
 
 

@@ -1,11 +1,12 @@
-"""The untouched and the repaired model run side by side over a text, block after block.
+"""The untouched and the repaired model run side by side over a text, layer after layer.
 
 Both go on from where they were: the untouched model runs each layer once, the repaired one each
-layer that stays, and the layer that was repaired once more.
+layer that stays, and those that are solved for once more for each solve.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -15,79 +16,75 @@ from depthcut.errors import ArchitectureError
 from depthcut.model.kept_states import KeptStates
 from depthcut.model.loading import LoadedModel
 from depthcut.model.some_layers import Observe, RunSomeLayers, running_some_layers
-from depthcut.records import Block
-from depthcut.repairing.projections import Projection
+from depthcut.repairing.projections import Joined
 from depthcut.text.sequences import Batch
 
 
 class Seen(NamedTuple):
-    """What a batch says of a block: a row for each token, float32 or float64."""
+    """What a batch says of a layer: a row for each token, float32 or float64."""
 
     given: Tensor
-    """What the projection takes, a 1 behind it for the bias."""
+    """What the projections take, side by side, a 1 behind it for each bias."""
     wanted: Tensor
-    """What it should give: the target without what its output is added to."""
+    """What they should give together: the target without what their outputs are added to."""
     target: Tensor
-    """The untouched model's state where the block ended."""
+    """The untouched model's state."""
 
 
 class Passes:
     """Both models, as far as they have run."""
 
     def __init__(
-        self, run: RunSomeLayers, loaded: LoadedModel, batches: Sequence[Batch], memory_bytes: int
+        self,
+        run: RunSomeLayers,
+        loaded: LoadedModel,
+        batches: Sequence[Batch],
+        kept_layers: Sequence[int],
+        memory_bytes: int,
     ) -> None:
         """Both at the embeddings."""
         self._run, self._loaded, self._batches = run, loaded, batches
+        self._kept_layers = kept_layers
         self._kept = KeptStates(memory_bytes)
-        self._reached: tuple[int, int] | None = None
-        """The layer repaired last, and where its block ended."""
+        self._at: tuple[int, int] | None = None
+        """The layer that the repaired model's kept states enter, and the depth of the untouched
+        model's."""
 
-    def over(self, block: Block, projection: Projection, *, more: bool) -> Iterator[Seen]:
-        """Run up to the end of a block. They come in order, each after the one before is repaired.
+    def over(self, layer: int, depth: int, joined: Joined, *, more: bool) -> Iterator[Seen]:
+        """Run the repaired model through a layer, and the untouched one to a depth.
+
+        Each call goes as far as the one before or further. A layer may be changed once the
+        untouched model has run through it.
 
         Args:
-            block: What was removed.
-            projection: Of the layer before it.
-            more: Whether another block comes: states are kept for it.
+            layer: The last layer of the repaired model that runs.
+            depth: How many layers the untouched model has run when it gives the target.
+            joined: Projections of the layer.
+            more: Whether another call comes: states are kept for it.
         """
         for number, batch in enumerate(self._batches):
-            with _catching(self._loaded, projection) as caught:
-                if self._reached is None:
-                    target = self._first(number, block, projection, caught)
-                else:
-                    target = self._next(number, block, projection, caught)
+            with _catching(self._loaded, layer, joined) as caught:
+                target = self._run_both(number, layer, depth, caught)
             if more:
                 self._keep("untouched", number, target)
-                self._keep("repaired", number, caught["entered"])
-            yield _seen(batch, projection, caught, target)
-        self._reached = projection.layer, block[1]
+                self._keep("repaired", number, caught.entered)
+            yield _seen(batch, joined, caught, target)
+        self._at = layer, depth
 
-    def _first(
-        self, number: int, block: Block, projection: Projection, caught: dict[str, Tensor]
-    ) -> Tensor:
-        """Up to its first repair the repaired model is the untouched one."""
-        ids, observe = self._batches[number].ids, _entering(projection.layer, caught)
-        return self._run(ids, range(block[1]), head=False, observe=observe)
-
-    def _next(
-        self, number: int, block: Block, projection: Projection, caught: dict[str, Tensor]
-    ) -> Tensor:
-        assert self._reached is not None
-        repaired, reached = self._reached
-        ids, device = self._batches[number].ids, self._loaded.device
-        target = self._run(
+    def _run_both(self, number: int, layer: int, depth: int, caught: "_Caught") -> Tensor:
+        ids, observe = self._batches[number].ids, _entering(layer, caught)
+        if self._at is None:  # up to its first repair the repaired model is the untouched one
+            return self._run(ids, range(depth), head=False, observe=observe)
+        (entered, reached), device = self._at, self._loaded.device
+        target = self._kept.get(("untouched", number), device)
+        if depth > reached:
+            target = self._run(ids, range(reached, depth), entering=target, head=False)
+        self._run(  # after the other, as both may pass the layer that is watched
             ids,
-            range(reached, block[1]),
-            entering=self._kept.get(("untouched", number), device),
-            head=False,
-        )
-        self._run(  # after the other, as both pass the layer that is watched
-            ids,
-            [repaired, *range(reached, block[0])],
+            [each for each in self._kept_layers if entered <= each <= layer],
             entering=self._kept.get(("repaired", number), device),
             head=False,
-            observe=_entering(projection.layer, caught),
+            observe=observe,
         )
         return target
 
@@ -97,12 +94,15 @@ class Passes:
 
 
 @contextlib.contextmanager
-def passing(loaded: LoadedModel, batches: Sequence[Batch], memory_bytes: int) -> Iterator[Passes]:
+def passing(
+    loaded: LoadedModel, batches: Sequence[Batch], kept_layers: Sequence[int], memory_bytes: int
+) -> Iterator[Passes]:
     """A context in which both models run; but for weights that the caller sets, all is restored.
 
     Args:
         loaded: The untouched model.
         batches: What it reads.
+        kept_layers: Those of the repaired model.
         memory_bytes: Of states, before they go to a file.
 
     Raises:
@@ -117,45 +117,61 @@ def passing(loaded: LoadedModel, batches: Sequence[Batch], memory_bytes: int) ->
                 "each other than the residual stream: a part of them cannot be run, which repair "
                 "needs; heal the cut model instead (depthcut heal)"
             ) from error
-        yield Passes(run, loaded, batches, memory_bytes)
+        yield Passes(run, loaded, batches, kept_layers, memory_bytes)
 
 
-def _entering(layer: int, caught: dict[str, Tensor]) -> Observe:
+@dataclass
+class _Caught:
+    """Of a layer's pass; filled by hooks."""
+
+    given: dict[nn.Module, Tensor] = field(default_factory=dict)
+    gave: dict[nn.Module, Tensor] = field(default_factory=dict)
+    states: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def entered(self) -> Tensor:
+        return self.states["entered"]
+
+
+def _entering(layer: int, caught: _Caught) -> Observe:
     def observe(index: int, state: Tensor) -> None:
         if index == layer:
-            caught["entered"] = state
+            caught.states["entered"] = state
 
     return observe
 
 
 @contextlib.contextmanager
-def _catching(loaded: LoadedModel, projection: Projection) -> Iterator[dict[str, Tensor]]:
-    """What the projection takes and gives, and what leaves its layer."""
-    caught: dict[str, Tensor] = {}
+def _catching(loaded: LoadedModel, layer: int, joined: Joined) -> Iterator[_Caught]:
+    """What the projections take and give, and what leaves their layer."""
+    caught = _Caught()
 
-    def of_projection(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        caught["given"], caught["gave"] = args[0], output.clone()
+    def of_projection(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        caught.given[module], caught.gave[module] = args[0], output.clone()
 
     def of_layer(_: nn.Module, __: Any, output: Any) -> None:
-        caught["left"] = output if isinstance(output, Tensor) else output[0]
+        caught.states["left"] = output if isinstance(output, Tensor) else output[0]
 
     with contextlib.ExitStack() as stack:
-        stack.callback(projection.module.register_forward_hook(of_projection).remove)
-        layer = loaded.layers[projection.layer]
-        stack.callback(layer.register_forward_hook(of_layer).remove)
+        for part in joined.parts:
+            stack.callback(part.module.register_forward_hook(of_projection).remove)
+        stack.callback(loaded.layers[layer].register_forward_hook(of_layer).remove)
         yield caught
 
 
-def _seen(batch: Batch, projection: Projection, caught: dict[str, Tensor], target: Tensor) -> Seen:
-    device = caught["left"].device
-    mask = batch.mask.flatten().to(device)
+def _seen(batch: Batch, joined: Joined, caught: _Caught, target: Tensor) -> Seen:
+    left = caught.states["left"]
+    mask = batch.mask.flatten().to(left.device)
 
     def rows(states: Tensor) -> Tensor:
-        return _precise(states.to(device).reshape(len(mask), -1)[mask])
+        return _precise(states.to(left.device).reshape(len(mask), -1)[mask])
 
-    wide = rows(target)
-    added_to = rows(caught["left"]) - rows(caught["gave"])
-    return Seen(projection.inputs_of(rows(caught["given"])), wide - added_to, wide)
+    wanted = wide = rows(target)
+    wanted = wanted - rows(left)
+    for part in joined.parts:
+        wanted = wanted + rows(caught.gave[part.module])
+    given = [rows(caught.given[part.module]) for part in joined.parts]
+    return Seen(joined.inputs_of(given), wanted, wide)
 
 
 def _precise(states: Tensor) -> Tensor:

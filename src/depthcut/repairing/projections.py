@@ -1,7 +1,7 @@
-"""The last projection of a layer's MLP, where what it returns is simply added to the stream."""
+"""The projections that end a layer's attention and MLP, where what they return is simply added."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from depthcut.architectures.sublayers import part_modules
 from depthcut.errors import ArchitectureError
 from depthcut.model.loading import LoadedModel, in_eval_mode
+from depthcut.records import LayerPart
 
 _FAR = 2e-2
 """Of what is added for a trial: so far bfloat16 may be off."""
@@ -36,9 +37,15 @@ class Projection:
         return self._bias is not None
 
     @property
-    def inner(self) -> int:
-        """Numbers that it takes of each token."""
-        return int(self._weight.shape[0 if self._transposed else 1])
+    def columns(self) -> int:
+        """Of its matrix: the numbers that it takes of each token, and one for the bias."""
+        return int(self._weight.shape[0 if self._transposed else 1]) + self.has_bias
+
+    @property
+    def own(self) -> dict[str, Tensor]:
+        """The module's tensors, by their names in the model."""
+        leaves = ("weight", "bias") if self.has_bias else ("weight",)
+        return {f"{self.name}.{leaf}": getattr(self.module, leaf).detach() for leaf in leaves}
 
     def inputs_of(self, given: Tensor) -> Tensor:
         """What it was given, (tokens, inner), as the matrix takes it: with ones for the bias."""
@@ -59,19 +66,13 @@ class Projection:
             found[f"{self.name}.bias"] = matrix[:, -1]
         return found
 
-    def matrix(self, tensors: dict[str, Tensor]) -> Tensor:
+    def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The matrix that tensors by these names make, float64."""
         weight = tensors[f"{self.name}.weight"].double()
         weight = weight.T if self._transposed else weight
         if not self.has_bias:
             return weight
         return torch.cat([weight, tensors[f"{self.name}.bias"].double()[:, None]], dim=1)
-
-    def put(self, tensors: dict[str, Tensor]) -> None:
-        """Set the module's tensors."""
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                getattr(self.module, name.rpartition(".")[2]).copy_(tensor)
 
     @property
     def _weight(self) -> Tensor:
@@ -86,6 +87,48 @@ class Projection:
         return isinstance(self.module, Conv1D)
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Projections of one layer whose outputs are all added to the stream, told as one matrix.
+
+    What they take stands side by side, and so do the columns of their matrices.
+    """
+
+    parts: tuple[Projection, ...]
+
+    @property
+    def columns(self) -> int:
+        return sum(part.columns for part in self.parts)
+
+    @property
+    def own(self) -> dict[str, Tensor]:
+        """The modules' tensors, by their names in the model."""
+        return {name: tensor for part in self.parts for name, tensor in part.own.items()}
+
+    def inputs_of(self, given: Sequence[Tensor]) -> Tensor:
+        """What each was given, (tokens, inner), as the matrix takes it."""
+        rows = [part.inputs_of(each) for part, each in zip(self.parts, given, strict=True)]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+    def tensors(self, matrix: Tensor) -> dict[str, Tensor]:
+        """A matrix as the modules' tensors, by their names in the model."""
+        matrices = torch.split(matrix, [part.columns for part in self.parts], dim=1)
+        found: dict[str, Tensor] = {}
+        for part, its in zip(self.parts, matrices, strict=True):
+            found |= part.tensors(its)
+        return found
+
+    def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The matrix that tensors by these names make, float64."""
+        return torch.cat([part.matrix(tensors) for part in self.parts], dim=1)
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the modules' tensors; those of other modules are passed over."""
+        with torch.no_grad():
+            for name, own in self.own.items():
+                own.copy_(tensors[name])
+
+
 def stored_names(loaded: LoadedModel, projection: Projection) -> dict[str, str]:
     """How checkpoints name the projection's tensors, by their names in the model.
 
@@ -93,9 +136,7 @@ def stored_names(loaded: LoadedModel, projection: Projection) -> dict[str, str]:
         ArchitectureError: transformers stores them in another form.
     """
     found: dict[str, str] = {}
-    for leaf in ("weight", "bias") if projection.has_bias else ("weight",):
-        name = f"{projection.name}.{leaf}"
-        here: Tensor = getattr(projection.module, leaf)
+    for name, here in projection.own.items():
         stored = revert_weight_conversion(loaded.model, {name: here})
         shapes = [tuple(each.shape) for each in stored.values()]
         if shapes != [tuple(here.shape)]:
@@ -107,40 +148,45 @@ def stored_names(loaded: LoadedModel, projection: Projection) -> dict[str, str]:
     return found
 
 
-def last_projection(loaded: LoadedModel, layer: int) -> Projection:
-    """The linear layer whose output a layer adds to the residual stream last, proved by trial.
+def find_projections(loaded: LoadedModel, layer: int) -> dict[LayerPart, Projection]:
+    """The linear layers whose output is added to the residual stream as it is, proved by trial.
 
-    It is looked for within the MLP; of a mixture of experts only what all tokens pass through may
-    be found.
+    Those that end the attention and the MLP; of a mixture of experts only what all tokens pass
+    through may be found.
 
     Raises:
-        ArchitectureError: There is none: the output is normed or scaled before it is added, or
-            experts end it.
+        ArchitectureError: There is none: the outputs are normed or scaled before they are added,
+            or the layer has no one attention and MLP.
     """
-    names = {id(module): name for name, module in loaded.model.named_modules()}
-    for module in _candidates(loaded, layer):
-        found = Projection(module, names[id(module)], layer)
-        if _adds_up(loaded, found):
-            return found
-    kind = loaded.facts.model_type
-    raise ArchitectureError(
-        f"layer {layer} of {loaded.facts.source} ({kind}) does not end with a plain linear layer "
-        "whose output is added to the residual stream as it is (experts, a norm or a factor stand "
-        "between): such layers cannot be repaired; heal the cut model instead (depthcut heal)"
-    )
-
-
-def _candidates(loaded: LoadedModel, layer: int) -> Iterator[nn.Module]:
-    """Linear layers of the MLP that give states, last first."""
     whole = loaded.layers[layer]
+    names = {id(module): name for name, module in loaded.model.named_modules()}
+    kind = f"layer {layer} of {loaded.facts.source} ({loaded.facts.model_type})"
     try:
-        mlp = whole.get_submodule(part_modules(name for name, _ in whole.named_children())["mlp"])
+        parts = part_modules(name for name, _ in whole.named_children())
     except ArchitectureError as error:
         raise ArchitectureError(
-            f"layer {layer} of {loaded.facts.source} ({loaded.facts.model_type}) cannot be "
-            f"repaired ({error}); heal the cut model instead (depthcut heal)"
+            f"{kind} cannot be repaired ({error}); heal the cut model instead (depthcut heal)"
         ) from error
-    for module in reversed([*mlp.modules()]):
+    modules = {part: whole.get_submodule(name) for part, name in parts.items()}
+    found: dict[LayerPart, Projection] = {}
+    for part, later in (("attention", modules["mlp"]), ("mlp", None)):
+        for module in _candidates(loaded, modules[cast(LayerPart, part)]):
+            candidate = Projection(module, names[id(module)], layer)
+            if _adds_up(loaded, candidate, later):
+                found[cast(LayerPart, part)] = candidate
+                break
+    if not found:
+        raise ArchitectureError(
+            f"{kind} ends neither its attention nor its MLP with a plain linear layer whose output "
+            "is added to the residual stream as it is (experts, a norm or a factor stand between): "
+            "such layers cannot be repaired; heal the cut model instead (depthcut heal)"
+        )
+    return found
+
+
+def _candidates(loaded: LoadedModel, part: nn.Module) -> Iterator[nn.Module]:
+    """Linear layers of an attention or MLP that give states, last first."""
+    for module in reversed([*part.modules()]):
         if not isinstance(module, nn.Linear | Conv1D):
             continue
         weight = module.weight
@@ -149,15 +195,17 @@ def _candidates(loaded: LoadedModel, layer: int) -> Iterator[nn.Module]:
             yield module
 
 
-def _adds_up(loaded: LoadedModel, projection: Projection) -> bool:
+def _adds_up(loaded: LoadedModel, projection: Projection, later: nn.Module | None) -> bool:
     """Whether the projection gives W a, and what is added to it is added to the layer's output.
 
-    Both are tried: a linear layer by its class may round what it takes, or be adapted.
+    Both are tried: a linear layer by its class may round what it takes, or be adapted. What the
+    MLP adds depends on what the attention gave: as `later`, it is taken off the layer's output.
     """
     added: list[Tensor] = []
     plain: list[Tensor] = []
     gave: list[Tensor] = []
     left: list[Tensor] = []
+    behind: list[Tensor] = []
     generator = torch.Generator().manual_seed(0)
 
     def add(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -170,9 +218,14 @@ def _adds_up(loaded: LoadedModel, projection: Projection) -> bool:
     def see(_: nn.Module, __: Any, output: Any) -> None:
         left.append(output if isinstance(output, Tensor) else output[0])
 
+    def see_later(_: nn.Module, __: Any, output: Any) -> None:
+        behind.append(output if isinstance(output, Tensor) else output[0])
+
     with in_eval_mode(loaded.model), contextlib.ExitStack() as stack:
         hook = loaded.layers[projection.layer].register_forward_hook(see)
         stack.callback(hook.remove)
+        if later is not None:
+            stack.callback(later.register_forward_hook(see_later).remove)
         ids = torch.tensor([[1, 0, 2]], device=loaded.device)
         loaded.backbone(input_ids=ids, use_cache=False)
         with contextlib.ExitStack() as adding:
@@ -180,7 +233,12 @@ def _adds_up(loaded: LoadedModel, projection: Projection) -> bool:
             loaded.backbone(input_ids=ids, use_cache=False)
         if len(added) != 1 or len(left) != 2 or added[0].numel() != left[0].numel():
             return False
-        before, after = (each.double() for each in left)
+        if later is not None and [each.numel() for each in behind] != [left[0].numel()] * 2:
+            return False
+        before, after = (
+            state.double() - (behind[turn].double().reshape(state.shape) if behind else 0)
+            for turn, state in enumerate(left)
+        )
         expected = added[0].double().reshape(before.shape)
         return _near(gave[0].double(), plain[0].double(), of=plain[0]) and (
             _near(after - before, expected, of=left[0]) and bool(expected.any())

@@ -96,7 +96,7 @@ def test_a_run_leaves_a_smaller_model_and_every_record(recipe: Recipe, tmp_path:
     assert healed.model == api.facts(tmp_path / "run" / "repaired")
     assert healed.teacher == done.plan.model
     page = done.report.read_text()
-    assert "What made up for each removed block" in page
+    assert "How near the states came" in page
     assert "taught by" in page
     model, info = AutoModelForCausalLM.from_pretrained(done.model, output_loading_info=True)
     assert model.config.num_hidden_layers == 4

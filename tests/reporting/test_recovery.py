@@ -8,7 +8,14 @@ import msgspec
 import pytest
 
 from depthcut.records import Estimate
-from depthcut.reporting.recovery import came_back, costs, measures, on_text, repaired_rows
+from depthcut.reporting.recovery import (
+    came_back,
+    costs,
+    measures,
+    on_text,
+    repaired_rows,
+    solved_rows,
+)
 from depthcut.reporting.results import Results, read_results
 from depthcut.reporting.story import story
 from tests.reporting.ladder_for_tests import make_tasks
@@ -96,10 +103,10 @@ def test_what_it_took_is_told_for_each_stage(results: Results) -> None:
     assert (repair.stage, repair.tokens, repair.changed) == ("repair", 65_536, "1 tensor")
     assert (heal.stage, heal.tokens, heal.time) == ("healing", 819_200, "1 min 1 s")
     assert heal.how == "lora, 200 steps, taught by smollm2"
-    assert repaired_rows(results) == [
-        ("layers 13–19", "41.2 %", "17.3 %", "0.01", "1.7e+04",
-         "model.layers.12.mlp.down_proj.weight"),
-    ]  # fmt: skip
+    assert repaired_rows(results) == [("layers 13–19", "41.2 %", "17.3 %")]
+    assert solved_rows(results) == [
+        ("layers 13–19", "12", "41.2 %", "17.3 %", "0.01", "1.7e+04", "mlp.down_proj")
+    ]
 
 
 def test_the_story_says_what_came_back(results: Results) -> None:

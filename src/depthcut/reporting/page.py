@@ -29,7 +29,7 @@ from depthcut.reporting.figures.results import healing_loss, quality_and_speed
 from depthcut.reporting.figures.stack import draw_stack
 from depthcut.reporting.figures.survey import survey_figures
 from depthcut.reporting.model_frontier import ModelFrontier, model_frontier
-from depthcut.reporting.recovery import costs, measures, repaired_rows
+from depthcut.reporting.recovery import costs, measures, repaired_rows, solved_rows
 from depthcut.reporting.results import Results, read_results
 from depthcut.reporting.story import judgements, plan_story, runners_up, story
 
@@ -125,6 +125,7 @@ def render(
             measures=measures(results),
             costs=costs(results),
             repaired_rows=repaired_rows(results),
+            solved_rows=solved_rows(results),
             loading=snippets.loading(results),
             mergekit=snippets.mergekit(results),
             recipe=snippets.recipe(results),

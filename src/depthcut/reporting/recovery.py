@@ -1,6 +1,7 @@
 """What repair and healing brought back of what the cut lost, and what that took."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -136,17 +137,31 @@ def costs(results: Results) -> list[Cost]:
 
 
 def repaired_rows(results: Results) -> list[tuple[str, ...]]:
-    """For each repaired block: layers, error before and after, ridge, condition, tensors."""
+    """For each removed block, the error where it ended: cut, and with the layer before repaired."""
     return [
         (
-            span([(each.start, each.stop)]),
-            f"{each.error_before:.1%}".replace("%", " %"),
-            f"{each.error_after:.1%}".replace("%", " %"),
-            "–" if each.ridge is None else f"{each.ridge:g}",
-            f"{each.condition:.1e}",
-            ", ".join(each.tensors),
+            span([(block.start, block.stop)]),
+            _percent(block.error_before),
+            _percent(block.error_after),
         )
-        for each in (results.repair.blocks if results.repair else ())
+        for block in (results.repair.blocks if results.repair else ())
+    ]
+
+
+def solved_rows(results: Results) -> list[tuple[str, ...]]:
+    """For each solve: the block, the layer, error before and after, ridge, condition, tensors."""
+    return [
+        (
+            span([(block.start, block.stop)]) if step is block.steps[0] else "",
+            str(step.layer),
+            _percent(step.error_before),
+            _percent(step.error_after),
+            "–" if step.ridge is None else f"{step.ridge:g}",
+            f"{step.condition:.1e}",
+            ", ".join(map(_in_layer, step.tensors)),
+        )
+        for block in (results.repair.blocks if results.repair else ())
+        for step in block.steps
     ]
 
 
@@ -183,3 +198,12 @@ def _after(results: Results) -> list[str]:
 
 def _shown(scale: Scale, value: Estimate | None) -> str:
     return scale.shown(value) if value else "–"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _in_layer(tensor: str) -> str:
+    """A tensor's name within its layer: "mlp.down_proj"."""
+    return re.sub(r"^.*?\.\d+\.|\.weight$", "", tensor)

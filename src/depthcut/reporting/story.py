@@ -59,7 +59,9 @@ def plan_story(results: Results) -> list[str]:
         ]
     sentences = [f"{sentence(plan.words)} went: {_chosen_by(plan, results.survey)}."]
     if plan.settings.protect:
-        sentences.append(f"Protected from removal: layers {plan.settings.protect}.")
+        protected = plan.settings.protect
+        layers = "layer" if protected.isdecimal() else "layers"
+        sentences.append(f"Protected from removal: {layers} {protected}.")
     others = plan.alternatives
     close = [each for each in others if each.difference.value < ERRORS * each.difference.stderr]
     if close:

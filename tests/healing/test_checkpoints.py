@@ -128,6 +128,7 @@ def _heal_until_killed(folder: Path, out: Path) -> None:
     healed(folder, out)
 
 
+@pytest.mark.slow
 def test_kill_9_loses_the_steps_since_the_last_checkpoint_alone(
     folder: Path, tmp_path: Path, uninterrupted: tuple[HealRecord, bytes]
 ) -> None:

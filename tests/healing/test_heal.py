@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from depthcut import api
 from depthcut.checkpoint.folder import open_checkpoint
 from depthcut.errors import OutputError, SettingsError, TextError
 from depthcut.healing.heal import heal_checkpoint
@@ -250,16 +251,15 @@ def test_the_adapter_alone_says_which_model_it_belongs_to(folder: Path, tmp_path
 def test_processes_share_a_step_and_come_to_the_same(folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"{number} bottles of beer on the wall" for number in range(400)))
-    records = []
-    for count in (1, 2):
-        out = tmp_path / f"in-{count}"
-        arguments = f"heal {folder} --text {text} --context 24 --steps 4 --batch-size 4 --rank 2"
-        arguments += f" --held-out-tokens 100 --method full --device cpu --out {out}"
-        for ended in together(arguments.split(), count):
-            assert ended.code == 0, ended.messages
-        records.append(read_record(out / "depthcut.json", HealRecord))
-        assert (out / "model.safetensors").exists()
-    alone, shared = records
+    settings = HealSettings(
+        text=str(text), context=24, steps=4, batch_size=4, held_out_tokens=100, method="full"
+    )
+    alone = api.heal(folder, tmp_path / "alone", settings, load=LOAD)
+    arguments = f"heal {folder} --text {text} --context 24 --steps 4 --batch-size 4"
+    arguments += f" --held-out-tokens 100 --method full --device cpu --out {tmp_path / 'shared'}"
+    for ended in together(arguments.split(), 2):
+        assert ended.code == 0, ended.messages
+    shared = read_record(tmp_path / "shared" / "depthcut.json", HealRecord)
     assert shared.devices == 2
     assert shared.trained_tokens == alone.trained_tokens
     for one, other in zip(alone.losses, shared.losses, strict=True):

@@ -10,9 +10,9 @@ from depthcut.errors import OutputError, SettingsError
 from depthcut.healing import kept_teacher as keeping
 from depthcut.healing.heal import heal_checkpoint
 from depthcut.healing.kept_teacher import kept_teacher
+from depthcut.healing.lessons import Rows, collate
 from depthcut.healing.objective import Objective, counting
 from depthcut.healing.teachers import OnlineTeacher, leaving
-from depthcut.healing.training import Rows, collate
 from depthcut.model.loading import LoadedModel, from_memory, load
 from depthcut.planning import plan_by_hand
 from depthcut.records import HealRecord, TextFacts, write_record

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from depthcut.errors import SettingsError
 from depthcut.healing.adapters import adapted
 from depthcut.healing.checkpoints import kept_checkpoints
+from depthcut.healing.lessons import Lesson, Pace, Rows
 from depthcut.healing.objective import Objective
-from depthcut.healing.training import Lesson, Pace, Rows, Training, seeded, train
+from depthcut.healing.training import Training, seeded, train
 from depthcut.model.loading import from_memory
 from depthcut.settings import HealSettings
 from tests.tiny import build_tiny

@@ -11,6 +11,7 @@ from depthcut.healing.card import heal_card
 from depthcut.healing.checkpoints import kept_checkpoints
 from depthcut.healing.inputs import check, heal_inputs, plan_beside
 from depthcut.healing.kept_teacher import kept_teacher
+from depthcut.healing.lessons import Lesson, Rows
 from depthcut.healing.losses import loss_weights
 from depthcut.healing.methods import METHODS, Trainee
 from depthcut.healing.objective import Objective
@@ -18,7 +19,7 @@ from depthcut.healing.rehearsal import compute_dtype, rehearsed, trainable
 from depthcut.healing.result import copy_base, saved_base
 from depthcut.healing.targets import cuts, targets
 from depthcut.healing.teachers import OnlineTeacher, Teacher, refuse_other_vocabulary
-from depthcut.healing.training import Lesson, Rows, seeded, train
+from depthcut.healing.training import seeded, train
 from depthcut.model.loading import LoadedModel
 from depthcut.model.ranks import all_ranks
 from depthcut.model.stored_weights import find_weight

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from depthcut.errors import OutputError, SettingsError
 from depthcut.files import sole_writer
+from depthcut.healing.lessons import Rows
 from depthcut.healing.losses import TopPredictions, loss_weights
-from depthcut.healing.training import Rows
 from depthcut.launched import launched
 from depthcut.model.batching import fitting_batch_size
 from depthcut.model.loading import LoadedModel

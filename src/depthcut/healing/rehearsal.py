@@ -10,7 +10,8 @@ from torch import nn
 
 from depthcut.errors import SettingsError
 from depthcut.healing.checkpoints import Checkpoints
-from depthcut.healing.training import Lesson, Pace, Rows, collate, seeded
+from depthcut.healing.lessons import Lesson, Pace, Rows, collate
+from depthcut.healing.training import seeded
 from depthcut.launched import launched
 from depthcut.model.batching import activation_bytes, fitting_batch_size, free_memory_bytes
 from depthcut.model.loading import LoadedModel

@@ -1,0 +1,196 @@
+"""transformers' Trainer with our losses; its checkpoints hold the trained weights alone."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from depthcut.healing.lessons import Lesson, Pace, collate
+from depthcut.healing.objective import counting
+from depthcut.launched import launched
+from depthcut.settings import HealSettings
+
+_WEIGHTS = "trained.safetensors"
+
+
+class HealTrainer(Trainer):
+    """Trains a model on a lesson."""
+
+    def __init__(self, lesson: Lesson, **arguments: Any) -> None:
+        self._rows, self._objective = lesson.rows, lesson.objective
+        count = len(self._rows.trained)
+        super().__init__(
+            train_dataset=[self._rows.row(number) for number in range(count)],
+            data_collator=collate,
+            compute_loss_func=_never,  # by it the Trainer knows that a sum is divided already
+            **arguments,
+        )
+        self._begun = time.monotonic()
+        self._before: float | None = None
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The mean over the tokens that count, of all forward passes of the step."""
+        total = self._objective.of(model, inputs)
+        count = (
+            counting(inputs["labels"]).sum() if num_items_in_batch is None else num_items_in_batch
+        )
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            total = total * self.accelerator.num_processes
+        loss = total / max(1, int(count))
+        return (loss, {}) if return_outputs else loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """What is held out, judged by every process alike."""
+        held_out = [
+            self._rows.row(len(self._rows.trained) + number)
+            for number in range(len(self._rows.held_out))
+        ]
+        size = self.args.per_device_train_batch_size
+        mixed = own = count = 0.0
+        self.model_wrapped.eval()
+        for start in range(0, len(held_out), size):
+            batch = self._prepare_inputs(collate(held_out[start : start + size]))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                sums = self._objective.judged(self.model_wrapped, batch)
+            mixed, own = mixed + sums[0].item(), own + sums[1].item()
+            count += int(counting(batch["labels"]).sum())
+        found = {"eval_loss": mixed / max(1, count), "eval_next_token": own / max(1, count)}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With the seconds that were spent so far, before a kill and since."""
+        if self._before is None:
+            history = self.state.log_history
+            self._before = history[-1].get("seconds", 0.0) if history else 0.0
+        super().log({**logs, "seconds": self._before + time.monotonic() - self._begun}, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if output_dir is None or not self.args.should_save:
+            return
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        weights = {
+            name: weight.detach().contiguous()
+            for name, weight in self.accelerator.unwrap_model(self.model).named_parameters()
+            if weight.requires_grad
+        }
+        save_file(weights, Path(output_dir, _WEIGHTS))
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        given = self.model if model is None else model
+        load_trained(cast(nn.Module, given), Path(resume_from_checkpoint))
+
+
+def load_trained(model: nn.Module, folder: Path) -> None:
+    """Put the trained weights of a checkpoint into the model."""
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in load_file(folder / _WEIGHTS).items():
+            named[name].copy_(weight)
+
+
+@dataclass
+class _Arguments(TrainingArguments):
+    """Trains where the model is: no DataParallel over what other GPUs there are."""
+
+    place: str = "cpu"
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        _ = super()._setup_devices  # sets up accelerate's state
+        self._n_gpu = min(1, self._n_gpu)
+        return torch.device(self.place)
+
+
+def arguments(
+    settings: HealSettings,
+    pace: Pace,
+    *,
+    device: torch.device,
+    autocast: torch.dtype,
+    folder: Path,
+    eval_on_start: bool,
+) -> TrainingArguments:
+    schedule = settings.schedule
+    return _Arguments(
+        place=str(device),
+        output_dir=str(folder.absolute()),
+        max_steps=settings.steps,
+        per_device_train_batch_size=pace.micro_batch_size,
+        gradient_accumulation_steps=pace.accumulate,
+        learning_rate=peak_learning_rate(settings),
+        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
+        warmup_steps=min(settings.warmup_steps, settings.steps // 2),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip,
+        optim=settings.optimizer,
+        bf16=autocast == torch.bfloat16,
+        fp16=autocast == torch.float16,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # _Watch says when
+        eval_on_start=eval_on_start,
+        report_to=settings.report_to,
+        disable_tqdm=True,
+        seed=settings.seed,
+        include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+        ddp_find_unused_parameters=False if launched().count > 1 else None,
+        use_cpu=device.type == "cpu",
+        **_recomputation(pace.recompute),
+    )
+
+
+def peak_learning_rate(settings: HealSettings) -> float:
+    """The settings' own, or what suits the method."""
+    if settings.learning_rate is not None:
+        return settings.learning_rate
+    return 1e-3 if settings.method in ("lora", "qlora") else 2e-4
+
+
+def _recomputation(asked: bool) -> dict[str, Any]:
+    """transformers 5 renamed the option on its way."""
+    if not asked:
+        return {}
+    known = {field.name for field in fields(TrainingArguments)}
+    name = "activation_checkpointing"
+    name = name if name in known else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+@contextlib.contextmanager
+def training_on(device: torch.device) -> Iterator[None]:
+    """accelerate takes the first GPU unless this variable names another."""
+    name = "ACCELERATE_TORCH_DEVICE"
+    before = os.environ.get(name)
+    os.environ[name] = str(device)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _never(*_: Any, **__: Any) -> Tensor:
+    raise NotImplementedError

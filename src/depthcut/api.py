@@ -359,8 +359,8 @@ def repair(
 ) -> RepairRecord:
     """Cut a model by a plan and solve for weights that make up for the removed layers.
 
-    Nothing is trained: the output projection of the last MLP before each removed block gets the
-    values, in closed form, with which the states behind the cut come nearest to the model's own.
+    Nothing is trained: output projections of the layers beside each removed block get the values,
+    in closed form, with which the states behind the cut come nearest to the model's own.
 
     Args:
         model: A source: smollm2, a folder, a hub id, a .gguf file (the result is a folder).
@@ -387,11 +387,12 @@ def repair(
     check_plan(plan, facts(model, load=load), str(model), other_model=other)
     refuse_plan(plan)
     _refuse_impossible(folder, plan, load)
+    from depthcut.repairing.methods import find_method
     from depthcut.repairing.repair import repair_checkpoint
 
+    find_method(settings.method)
     text = _text(settings, texts)
     loaded = _loaded(model, None, load)
-    sequences = _sequences(loaded, text, settings)
 
     def cut(into: Path) -> None:
         slice_checkpoint(
@@ -404,7 +405,14 @@ def repair(
         )
 
     return repair_checkpoint(
-        loaded, plan, sequences, settings, load=load, out=out, cut=cut, force=force
+        loaded,
+        plan,
+        lambda: _sequences(loaded, text, settings),
+        settings,
+        load=load,
+        out=out,
+        cut=cut,
+        force=force,
     )
 
 

@@ -36,7 +36,7 @@ _HELD_OUT_EVERY = 8
 def repair_checkpoint(
     loaded: LoadedModel,
     plan: Plan,
-    sequences: Sequences,
+    read: Callable[[], Sequences],
     settings: RepairSettings,
     *,
     load: LoadSettings,
@@ -54,7 +54,8 @@ def repair_checkpoint(
     Args:
         loaded: The model that the plan is for, from a folder.
         plan: Which layers go.
-        sequences: Made with its tokenizer.
+        read: Gives the text, made with its tokenizer; called once it is known that the model can be
+            repaired.
         settings: The method.
         load: How it was loaded, for the record.
         out: The folder to be; it appears whole or not at all.
@@ -75,6 +76,7 @@ def repair_checkpoint(
     refuse_plan(plan)
     places = find_places(loaded, plan, method)
     _refuse_large(loaded, places)
+    sequences = read()
     fitted, held_out = _split(sequences)
     with new_folder(out, needed_bytes=loaded.facts.weight_bytes) as working:
         cut(working / "cut")

@@ -17,7 +17,7 @@ from depthcut.model.loading import LoadedModel, find_layers, from_memory, load
 from depthcut.records import Plan, RepairRecord, RepairStep, Sublayer, TextFacts, read_record
 from depthcut.repairing.hadamard import hadamard
 from depthcut.repairing.inputs import repair_inputs
-from depthcut.repairing.methods import METHODS
+from depthcut.repairing.methods import METHODS, Method, Solution
 from depthcut.repairing.projections import find_projections
 from depthcut.repairing.repair import repair_checkpoint
 from depthcut.settings import LoadSettings, RepairSettings
@@ -399,6 +399,20 @@ def test_a_repair_that_does_not_help_is_refused_unless_forced(tmp_path: Path) ->
         loaded, plan, tmp_path / "out", method="linear", text=lambda: few, force=True
     ).blocks
     assert block.error_after > block.error_before
+
+
+def test_a_layer_behind_a_block_stays_as_it_was_where_a_solve_does_not_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = Method(lambda _, before: iter([Solution(9 * before, None, 1.0)]), behind=1)
+    monkeypatch.setitem(METHODS, "far", far)
+    folder = saved("llama", tmp_path / "model", torch.float32)
+    plan, loaded = plan_without(folder, (2, 3)), load(folder, LOAD)
+    (block,) = repaired(loaded, plan, tmp_path / "out", method="far", force=True).blocks
+    assert (len(block.before), block.behind) == (1, ())
+    cut = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert matrix_of(cut, 2).equal(matrix_of(loaded.model, 4))
+    assert not matrix_of(cut, 1).equal(matrix_of(loaded.model, 1))
 
 
 def test_of_a_mixture_the_attention_is_solved_for_and_the_outcome_judged(tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ class Passes:
         """The layer that the repaired model's kept states enter, and the depth of the untouched
         model's."""
 
-    def over(self, layer: int, depth: int, joined: Joined, *, more: bool) -> Iterator[Seen]:
+    def over(
+        self, layer: int, depth: int, joined: Joined, *, numbers: Sequence[int], more: bool
+    ) -> Iterator[Seen]:
         """Run the repaired model through a layer, and the untouched one to a depth.
 
         Each call goes as far as the one before or further. A layer may be changed once the
@@ -60,15 +62,17 @@ class Passes:
             layer: The last layer of the repaired model that runs.
             depth: How many layers the untouched model has run when it gives the target.
             joined: Projections of the layer.
+            numbers: Of the batches that are read. Some may be left out where the call before went
+                as far.
             more: Whether another call comes: states are kept for it.
         """
-        for number, batch in enumerate(self._batches):
+        for number in numbers:
             with _catching(self._loaded, layer, joined) as caught:
                 target = self._run_both(number, layer, depth, caught)
             if more:
                 self._keep("untouched", number, target)
                 self._keep("repaired", number, caught.entered)
-            yield _seen(batch, joined, caught, target)
+            yield _seen(self._batches[number], joined, caught, target)
         self._at = layer, depth
 
     def _run_both(self, number: int, layer: int, depth: int, caught: "_Caught") -> Tensor:

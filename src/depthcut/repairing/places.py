@@ -26,10 +26,13 @@ class Place(NamedTuple):
     """How many layers the untouched model has run where its state is the target."""
     solves: tuple[Joined, ...]
     """What is solved for, each on what the model gives with those before."""
-    exact: bool
-    """Whether nothing in the layer depends on what the last of them gives."""
     stored: Mapping[str, str]
     """How the parent's files name the tensors, by their names in the model."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether a solve says what the layer will give: nothing in it follows the last one."""
+        return len(self.solves[-1].parts) == 1 and self.solves[-1].parts[0].part == "mlp"
 
     @property
     def before(self) -> bool:
@@ -110,8 +113,7 @@ def _place(
         block=block,
         layer=layer,
         depth=block[1] if layer < block[0] else layer + 1,
-        solves=tuple(_solves(projections, method)),
-        exact="mlp" in projections,
+        solves=tuple(_solves(projections, method, before=layer < block[0])),
         stored=stored,
     )
     for joined in place.solves:  # refused by the name that people know, before anything is cut
@@ -119,10 +121,15 @@ def _place(
     return place
 
 
-def _solves(projections: Mapping[LayerPart, Projection], method: Method) -> Iterator[Joined]:
-    if method.attention and len(projections) == 2:
+def _solves(
+    projections: Mapping[LayerPart, Projection], method: Method, *, before: bool
+) -> Iterator[Joined]:
+    """Behind a block both projections are solved for once: the second solve wins little there."""
+    both = method.attention and len(projections) == 2
+    if both:
         yield Joined((projections["attention"], projections["mlp"]))
-    yield Joined((projections.get("mlp") or projections["attention"],))
+    if before or not both:
+        yield Joined((projections.get("mlp") or projections["attention"],))
 
 
 def _name_in(checkpoint: Checkpoint, name: str, layer: int) -> str:

@@ -31,6 +31,7 @@ class Projection:
     name: str
     """As the model names it: model.layers.11.mlp.down_proj."""
     layer: int
+    part: LayerPart
 
     @property
     def has_bias(self) -> bool:
@@ -169,11 +170,11 @@ def find_projections(loaded: LoadedModel, layer: int) -> dict[LayerPart, Project
         ) from error
     modules = {part: whole.get_submodule(name) for part, name in parts.items()}
     found: dict[LayerPart, Projection] = {}
-    for part, later in (("attention", modules["mlp"]), ("mlp", None)):
-        for module in _candidates(loaded, modules[cast(LayerPart, part)]):
-            candidate = Projection(module, names[id(module)], layer)
-            if _adds_up(loaded, candidate, later):
-                found[cast(LayerPart, part)] = candidate
+    for part, module in modules.items():
+        for each in _candidates(loaded, module):
+            candidate = Projection(each, names[id(each)], layer, part)
+            if _adds_up(loaded, candidate, modules["mlp"] if part == "attention" else None):
+                found[part] = candidate
                 break
     if not found:
         raise ArchitectureError(

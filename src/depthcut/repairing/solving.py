@@ -77,8 +77,11 @@ def solve_places(
     parts += [(batch, True) for batch in _batches(held_out, size)]
     solve, original = find_method(settings.method).solve, [each.original for each in places]
     memory_bytes = int(free_memory_bytes(loaded.device) * SHARE)
-    rounds = sum(len(place.solves) + (not place.exact) for place in places)
-    total = sum(int(batch.mask.sum()) for batch, _ in parts) * rounds
+    total = sum(
+        int(batch.mask.sum()) * (len(place.solves) + (held and not place.exact))
+        for batch, held in parts
+        for place in places
+    )
     batches = [batch for batch, _ in parts]
     try:
         with (
@@ -113,11 +116,13 @@ class _Text:
     """Its batches, and whether they are held out."""
     advance: Callable[[float], None]
 
-    def sums(self, place: Place, joined: Joined, *, more: bool) -> tuple[Sums, Sums]:
-        """Over the sequences that are fitted, and over those that are held out."""
+    def sums(self, place: Place, joined: Joined, *, judging: bool, more: bool) -> dict[bool, Sums]:
+        """Over the sequences that are held out (True), and unless only judging those fitted."""
         sums: dict[bool, Sums] = {}
-        seen = self.passes.over(place.layer, place.depth, joined, more=more)
-        for (batch, held), each in zip(self.parts, seen, strict=True):
+        numbers = [number for number, (_, held) in enumerate(self.parts) if held or not judging]
+        seen = self.passes.over(place.layer, place.depth, joined, numbers=numbers, more=more)
+        for number, each in zip(numbers, seen, strict=True):
+            batch, held = self.parts[number]
             if held not in sums:
                 hidden, columns = each.target.shape[1], each.given.shape[1]
                 sums[held] = Sums.empty(hidden, columns, each.given.device)
@@ -129,7 +134,7 @@ class _Text:
                     f"the states beside {layers_in_words([place.block])} are no numbers in this "
                     "dtype: load the model with --dtype float32"
                 )
-        return sums[False], sums[True]
+        return sums
 
 
 def _at(
@@ -144,20 +149,22 @@ def _at(
     found: list[Solved] = []
     now: dict[str, Tensor] = {}
     rounds = [*zip(place.solves, entries, strict=True)]
-    if not place.exact:  # one more, to see what it did
+    if not place.exact:  # one more, over what is held out, to see what it did
         rounds.append(rounds[-1])
     for number, (joined, its) in enumerate(rounds, start=1):
+        judging = number > len(place.solves)
         more = not last or number < len(rounds)
-        fitted, held_out = text.sums(place, joined, more=more)
+        sums = text.sums(place, joined, judging=judging, more=more)
+        held_out = sums[True]
         now = {name: read_weight(entry) for name, entry in its.items()} | now
-        matrix = joined.matrix(now).to(fitted.inputs.device)
+        matrix = joined.matrix(now).to(held_out.inputs.device)
         before = held_out.error(matrix)
         if found:
             found[-1] = found[-1]._replace(after=before)
-        if number > len(place.solves):
+        if judging:
             break
         offered = []
-        for solution in solve(fitted, matrix):
+        for solution in solve(sums[False], matrix):
             tensors = _rounded(joined, solution, now)
             after = held_out.error(joined.matrix(tensors).to(matrix.device))
             offered.append(Solved(its, tensors, solution, before, after))

@@ -279,6 +279,7 @@ def test_the_ridge_is_the_best_of_all_on_held_out_text(tmp_path: Path) -> None:
     folder = saved("llama", tmp_path / "model")
     plan, loaded = plan_without(folder, (2, 3)), load(folder, LOAD)
     (block,) = repaired(loaded, plan, tmp_path / "out", method="refit-mlp").blocks
+    (step,) = block.steps
     cut = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64)
     fitted, held_out = (rows_of(loaded.model, cut, 4, 1, held=h) for h in (False, True))
     before = matrix_of(loaded.model, 1)
@@ -286,12 +287,13 @@ def test_the_ridge_is_the_best_of_all_on_held_out_text(tmp_path: Path) -> None:
     errors = {
         ridge: off(held_out, solved_plainly(fitted, before, "refit", ridge)) for ridge in ridges
     }
-    assert block.ridge == min(errors, key=lambda ridge: errors[ridge])
+    assert step.ridge == min(errors, key=lambda ridge: errors[ridge])
     given = fitted.weights * fitted.given
     values = torch.linalg.eigvalsh(given.T @ given)
-    shift = block.ridge * values.mean()
+    assert step.ridge is not None
+    shift = step.ridge * values.mean()
     condition = ((values[-1] + shift) / (values[0] + shift)).item()
-    assert block.condition == pytest.approx(condition, rel=1e-6)
+    assert step.condition == pytest.approx(condition, rel=1e-6)
 
 
 def test_the_folder_loads_like_the_cut_one_and_holds_nothing_else_that_is_new(
@@ -333,6 +335,7 @@ def test_the_folder_loads_like_the_cut_one_and_holds_nothing_else_that_is_new(
     assert record.result.layers == 4
     assert (record.fitted_tokens, record.held_out_tokens) == (777, 117)
     card = (tmp_path / "out" / "README.md").read_text()
+    assert f"behind layer 4 from {record.blocks[0].behind[0].error_before:.4f}" in card
     assert "`model.layers.1.mlp.down_proj.weight`" in card
     assert "bit for bit" not in card
 

@@ -66,16 +66,6 @@ class RepairedBlock(Record, frozen=True, kw_only=True):
         """Where the block ended, with the layer before it repaired."""
         return self.before[-1].error_after
 
-    @property
-    def ridge(self) -> float | None:
-        """Of the last solve before the block."""
-        return self.before[-1].ridge
-
-    @property
-    def condition(self) -> float:
-        """Of the last solve before the block."""
-        return self.before[-1].condition
-
 
 class RepairRecord(Record, frozen=True, kw_only=True):
     """Lies in a repaired checkpoint as depthcut.json."""

@@ -1,6 +1,5 @@
 """The model card of a repaired checkpoint."""
 
-from itertools import groupby
 from pathlib import Path
 
 import yaml
@@ -30,10 +29,9 @@ def repair_card(record: RepairRecord, parent: Path | None, *, name: str) -> str:
                 f"{', '.join(f'`{tensor}`' for tensor in block.tensors)}; error of the states on "
                 f"held-out text from {block.error_before:.4f} to {block.error_after:.4f}"
                 + "".join(
-                    f", behind layer {layer} from {steps[0].error_before:.4f} to "
-                    f"{steps[-1].error_after:.4f}"
-                    for layer, each in groupby(block.behind, key=lambda step: step.layer)
-                    for steps in [[*each]]
+                    f", behind layer {step.layer} from {step.error_before:.4f} to "
+                    f"{step.error_after:.4f}"
+                    for step in block.behind
                 )
             )
             for block in record.blocks

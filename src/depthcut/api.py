@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from depthcut.evaluation.candidates import Candidate
+    from depthcut.healing.teachers import Untouched
     from depthcut.model.loading import LoadedModel
     from depthcut.text.documents import Text
     from depthcut.text.sequences import Sequences
@@ -443,6 +444,7 @@ def heal(
         DepthcutError: One of its kinds, see `depthcut.errors`.
     """
     from depthcut.files import refuse_existing
+    from depthcut.healing.checkpoints import training_folder
     from depthcut.healing.heal import heal_checkpoint
     from depthcut.healing.inputs import as_loaded, as_needed, check
     from depthcut.healing.losses import loss_weights
@@ -450,7 +452,8 @@ def heal(
     settings, load = settings or HealSettings(), load or LoadSettings()
     check(settings)
     loss_weights(settings)
-    refuse_existing(Path(out))
+    if not training_folder(Path(out)).exists():
+        refuse_existing(Path(out))
     text = _text(settings, texts)
     teacher = _teacher(model, settings, load)
     loaded = _loaded(model, tokenizer, as_loaded(settings, load))
@@ -462,21 +465,28 @@ def heal(
 
 def _teacher(
     model: str | Path | PreTrainedModel, settings: HealSettings, load: LoadSettings
-) -> LoadedModel | None:
+) -> Untouched | None:
     """Found before the model is loaded: a misspelt name costs no wait."""
     from depthcut.healing.inputs import parent_of
+    from depthcut.healing.teachers import Untouched
     from depthcut.model.sources import locate
 
     if settings.teacher is None:
         return None
-    source, revision = settings.teacher, None
+    source, revision, parent = settings.teacher, None, None
     if source == "parent":
         if not isinstance(model, str | Path):
             raise SettingsError("--teacher parent and a model in memory: name the teacher")
-        source, revision = parent_of(locate(model, load)), load.revision
-    return _loaded(
-        source, None, msgspec.structs.replace(load, load_in_4bit=False, revision=revision)
-    )
+        parent = parent_of(locate(model, load))
+        source, revision = parent.source, load.revision
+    load = msgspec.structs.replace(load, load_in_4bit=False, revision=revision)
+    found = facts(source, load=load)
+    if parent is not None and found.digest != parent.digest:
+        raise SettingsError(
+            f"--teacher parent: {source} is not the model any more that was cut into {model}; name "
+            "the teacher"
+        )
+    return Untouched(found, lambda: _loaded(source, None, load))
 
 
 def evaluate(

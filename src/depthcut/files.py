@@ -75,7 +75,7 @@ def _working_folder(path: Path, needed_bytes: int) -> Iterator[Path]:
     refuse_existing(path)
     with _explained(path, needed_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
+        remove_abandoned(path)
         if needed_bytes > (free := shutil.disk_usage(path.parent).free):
             raise OutputError(_no_space(path, needed_bytes, free))
         working = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
@@ -124,7 +124,7 @@ def write_file(path: Path, content: bytes, *, overwrite: bool = False) -> None:
         refuse_existing(path)
     with _explained(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
+        remove_abandoned(path)
         handle, name = tempfile.mkstemp(prefix=_prefix(path), dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -176,7 +176,8 @@ def _prefix(path: Path) -> str:
     return f".{path.name}.partial-"
 
 
-def _remove_abandoned(path: Path) -> None:
+def remove_abandoned(path: Path) -> None:
+    """Remove what killed processes left of a file or folder that was to be `path`, or no more."""
     for sibling in path.parent.iterdir():
         if not sibling.name.startswith(_prefix(path)):
             continue

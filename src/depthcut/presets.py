@@ -10,7 +10,7 @@ from depthcut.settings import HealSettings
 
 HEAL_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "quick": {
-        "method": "lora", "rank": 16, "alpha": 32.0, "learning_rate": 2e-3,
+        "method": "lora", "rank": 16, "alpha": 32.0,
         "steps": 60, "batch_size": 4, "context": 256, "held_out_tokens": 4096,
     },
     "best": {
@@ -23,7 +23,7 @@ HEAL_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "steps": 5000, "batch_size": 16, "learning_rate": 3e-4, "warmup_steps": 100,
     },
     "domain": {
-        "method": "full", "loss": "next-token", "learning_rate": 1e-4,
+        "method": "full", "loss": "next-token",
         "steps": 1000, "batch_size": 16, "context": 1024, "warmup_steps": 50,
     },
 }  # fmt: skip

@@ -325,6 +325,9 @@ class HealSettings(TextSettings, frozen=True, kw_only=True):
     """Sequences per optimizer step, on all devices together."""
     micro_batch_size: int | None = None
     """Sequences per forward pass on each device; default: as many as fit."""
+    recompute: bool = False
+    """Compute activations again on the way back instead of keeping them, which takes less memory
+    and a third more time; where not even one sequence fits, it is done unasked."""
     learning_rate: float | None = None
     """Peak learning rate, after warm-up. Default: 1e-3 for lora and qlora, 2e-4 for whole
     weights."""

@@ -8,7 +8,8 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from depthcut.errors import OutputError
+from depthcut.errors import OutputError, SettingsError
+from depthcut.files import discard
 from depthcut.healing import heal
 from depthcut.healing.checkpoints import Checkpoints, kept_checkpoints
 from depthcut.healing.objective import Objective
@@ -143,6 +144,42 @@ def test_kill_9_loses_the_steps_since_the_last_checkpoint_alone(
     assert record.losses == uninterrupted[0].losses
     assert (out / "model.safetensors").read_bytes() == uninterrupted[1]
     assert not (tmp_path / "healed.training").exists()
+
+
+def test_a_healing_killed_while_it_tidies_up_is_done(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "healed"
+
+    def killed(path: Path) -> None:
+        if path.name == "healed.training":
+            kill()
+        discard(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("depthcut.healing.checkpoints.discard", killed)
+        with pytest.raises(Killed):
+            healed(folder, out)
+    assert out.exists()
+    assert (tmp_path / "healed.training").exists()
+    monkeypatch.setattr(heal, "train", failing(heal.train, 0, kill))
+    assert healed(folder, out).starts == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["healed"]
+
+
+def test_a_training_waits_for_memory_and_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "healed"
+    with monkeypatch.context() as patched:
+        patched.setattr(Objective, "of", failing(Objective.of, 6, kill))
+        with pytest.raises(Killed):
+            healed(folder, out)
+    with monkeypatch.context() as patched:
+        patched.setattr("depthcut.healing.rehearsal.free_memory_bytes", lambda _: 0)
+        with pytest.raises(SettingsError, match="choose --method lora"):
+            healed(folder, out)
+    assert healed(folder, out).losses[-1][0] == 8
 
 
 def test_other_settings_do_not_go_on_with_a_training(

@@ -13,7 +13,8 @@ from depthcut import api
 from depthcut.checkpoint.folder import open_checkpoint
 from depthcut.errors import OutputError, SettingsError, TextError
 from depthcut.healing.heal import heal_checkpoint
-from depthcut.healing.inputs import as_needed, heal_inputs
+from depthcut.healing.inputs import as_needed, check, heal_inputs
+from depthcut.healing.losses import loss_weights
 from depthcut.model.loading import LoadedModel, from_memory, load
 from depthcut.planning import plan_by_hand
 from depthcut.records import HealRecord, Plan, TextFacts, read_record, write_record
@@ -267,3 +268,75 @@ def test_processes_share_a_step_and_come_to_the_same(folder: Path, tmp_path: Pat
     assert [each.loss for each in alone.judgements] == pytest.approx(
         [each.loss for each in shared.judgements], rel=1e-3
     )
+
+
+def test_options_that_come_to_nothing_are_refused() -> None:
+    for change, message in (
+        ({"teacher_top_k": 5}, "give --teacher parent"),
+        ({"keep_adapter": True, "method": "full"}, "no adapter to keep"),
+        ({"patience": 2, "held_out_tokens": 0}, "give --held-out-tokens"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            check(replace(HealSettings(), **change))
+    with pytest.raises(SettingsError, match="no loss asks the teacher"):
+        loss_weights(HealSettings(teacher="parent", loss="next-token"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "adamw_torsh"}, "did you mean adamw_torch"),
+        ({"report_to": "tensorbord"}, "not supported"),
+        ({"batch_size": 4, "micro_batch_size": 3}, "expected one of 1, 2, 4"),
+        ({"patience": 1, "held_out_tokens": 10}, "give more text"),
+    ],
+)
+def test_what_the_trainer_does_not_know_is_refused_before_the_training(
+    tiny_llama: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    settings = replace(SETTINGS, **change)
+    with pytest.raises((SettingsError, TextError), match=message):
+        heal_checkpoint(load(tiny_llama, LOAD), counting(), settings, LOAD, tmp_path / "healed")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_launchers_that_spread_weights_are_refused(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingsError, match="launch with --multi_gpu alone"):
+        heal_checkpoint(load(tiny_llama, LOAD), counting(), SETTINGS, LOAD, tmp_path / "healed")
+
+
+def test_more_tokens_than_positions_are_refused(tmp_path: Path) -> None:
+    path = save_tiny(build_tiny("gpt2", max_position_embeddings=16), tmp_path / "base")
+    with pytest.raises(SettingsError, match="give --context 16"):
+        heal_checkpoint(load(path, LOAD), counting(), SETTINGS, LOAD, tmp_path / "healed")
+
+
+def test_a_training_that_made_it_worse_says_so(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = replace(SETTINGS, learning_rate=3.0, warmup_steps=0, method="full")
+    record = heal_checkpoint(load(folder, LOAD), counting(), settings, LOAD, tmp_path / "healed")
+    assert min(each.loss for each in record.judgements[1:]) > record.judgements[0].loss
+    assert "training did not help" in caplog.text
+
+
+def test_a_model_that_was_cut_from_another_is_not_taught_by_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    plan = plan_by_hand(load(folder, LOAD).facts, PlanSettings(remove="2-3"))
+    pruned = tmp_path / "pruned"
+    slice_checkpoint(folder, plan, pruned)
+    save_tiny(build_tiny("llama").to(torch.bfloat16).apply(_moved), folder)
+    text = tmp_path / "text.txt"
+    text.write_text("bottles of beer on the wall " * 400)
+    settings = HealSettings(teacher="parent", text=str(text), steps=1, context=24)
+    with pytest.raises(SettingsError, match="is not the model any more"):
+        api.heal(pruned, tmp_path / "healed", settings, load=LOAD)
+
+
+def _moved(module: torch.nn.Module) -> None:
+    for weight in module.parameters(recurse=False):
+        weight.data.add_(0.01)

@@ -2,21 +2,29 @@ import pytest
 
 from depthcut.errors import PlanError, SettingsError
 from depthcut.healing.targets import cuts, targets
-from depthcut.settings import HealSettings
+from depthcut.planning import plan_by_hand
+from depthcut.records import Plan
+from depthcut.settings import HealSettings, PlanSettings
+from tests.records_for_tests import make_facts
 
-KEPT = (0, 1, 2, 3, 7, 8, 9, 11)
-"""Of twelve layers: 4 to 6 and 10 are gone, so cuts are before the fifth and the last."""
+
+def planned(remove: str, layers: int = 12) -> Plan:
+    return plan_by_hand(make_facts(layers), PlanSettings(remove=remove))
+
+
+PLAN = planned("4-6,10")
+"""Cuts are before the fifth and before the last of the eight layers that stay."""
 
 
 def layers(text: str | None, method: str = "partial") -> list[int]:
     settings = HealSettings(layers=text, method=method)  # type: ignore[arg-type]
-    return sorted(targets(settings, len(KEPT), KEPT).layers)
+    return sorted(targets(settings, 8, PLAN).layers)
 
 
 def test_cuts_are_where_layers_are_missing() -> None:
-    assert cuts(KEPT) == (4, 7)
-    assert cuts((2, 3)) == (0,)
-    assert cuts((0, 1, 2)) == ()
+    assert cuts(PLAN) == (4, 7)
+    assert cuts(planned("0-1")) == (0,)
+    assert cuts(planned("9-11")) == (9,)
 
 
 def test_words_name_layers_of_the_cut_model() -> None:
@@ -54,8 +62,13 @@ def test_layers_that_are_not_there_are_refused() -> None:
         layers("8")
     with pytest.raises(SettingsError, match=r"no plan.json beside the weights"):
         targets(HealSettings(layers="near-cut"), 8, None)
-    with pytest.raises(PlanError, match="removes nothing"):
-        targets(HealSettings(layers="near-cut"), 8, tuple(range(8)))
+    with pytest.raises(SettingsError, match=r"no plan.json beside the weights"):
+        targets(HealSettings(layers="near-cut"), 9, PLAN)  # it is another model's
+
+
+def test_behind_the_last_layer_there_is_a_cut_too() -> None:
+    near = targets(HealSettings(layers="near-cut:2"), 9, planned("9-11"))
+    assert sorted(near.layers) == [7, 8]
 
 
 def test_what_a_method_cannot_train_is_refused() -> None:

@@ -9,10 +9,10 @@ from torch import nn
 from depthcut.errors import OutputError, SettingsError
 from depthcut.healing import kept_teacher as keeping
 from depthcut.healing.heal import heal_checkpoint
-from depthcut.healing.kept_teacher import kept_teacher
+from depthcut.healing.kept_teacher import KeptTeacher, kept_teacher
 from depthcut.healing.lessons import Rows, collate
 from depthcut.healing.objective import Objective, counting
-from depthcut.healing.teachers import OnlineTeacher, leaving
+from depthcut.healing.teachers import OnlineTeacher, Untouched, leaving
 from depthcut.model.loading import LoadedModel, from_memory, load
 from depthcut.planning import plan_by_hand
 from depthcut.records import HealRecord, TextFacts, write_record
@@ -27,6 +27,14 @@ SETTINGS = HealSettings(
     held_out_tokens=48,
 )  # fmt: skip
 ROWS = Rows(tuple(torch.arange(start, start + 12 + start) for start in range(6)))
+
+
+def untouched(loaded: LoadedModel) -> Untouched:
+    return Untouched(loaded.facts, lambda: loaded)
+
+
+def kept(loaded: LoadedModel, rows: Rows, settings: HealSettings) -> KeptTeacher:
+    return kept_teacher(untouched(loaded), rows, settings, load=LOAD, student=loaded)
 
 
 def counted(count: int = 24) -> Sequences:
@@ -52,7 +60,7 @@ def pruned(parent: Path, tmp_path: Path) -> Path:
 
 def healed(pruned: Path, parent: Path, out: Path, settings: HealSettings = SETTINGS) -> HealRecord:
     return heal_checkpoint(
-        load(pruned, LOAD), counted(), settings, LOAD, out, teacher=load(parent, LOAD)
+        load(pruned, LOAD), counted(), settings, LOAD, out, teacher=untouched(load(parent, LOAD))
     )
 
 
@@ -93,10 +101,10 @@ def test_what_is_kept_of_a_teacher_is_what_it_predicts(
     monkeypatch.setenv("DEPTHCUT_CACHE", str(tmp_path))
     model = from_memory(build_tiny("llama"), None)
     settings = replace(SETTINGS, teacher_top_k=200)
-    kept = kept_teacher(model, ROWS, settings, LOAD)
+    teacher = kept(model, ROWS, settings)
     batch = collate([ROWS.row(number) for number in (4, 1, 3)])
     rows = counting(batch["labels"])
-    found, _ = kept.predictions(batch, rows)
+    found, _ = teacher.predictions(batch, rows)
     logits, _ = OnlineTeacher(model, (), logits=True).predictions(batch, rows)
     assert isinstance(logits, torch.Tensor)
     exact = torch.log_softmax(logits.float(), dim=1).gather(1, found.ids)
@@ -111,17 +119,17 @@ def test_a_teacher_is_asked_once_for_each_text(
 ) -> None:
     monkeypatch.setenv("DEPTHCUT_CACHE", str(tmp_path))
     model, settings = from_memory(build_tiny("llama"), None), replace(SETTINGS, teacher_top_k=5)
-    kept_teacher(model, ROWS, settings, LOAD)
+    kept(model, ROWS, settings)
     asked = keeping._top
 
     def never(*_: object) -> None:
         raise AssertionError
 
     monkeypatch.setattr(keeping, "_top", never)
-    kept_teacher(model, ROWS, settings, LOAD)
-    kept_teacher(model, ROWS, replace(settings, learning_rate=1e-5, steps=3), LOAD)
+    kept(model, ROWS, settings)
+    kept(model, ROWS, replace(settings, learning_rate=1e-5, steps=3))
     with pytest.raises(AssertionError):
-        kept_teacher(model, Rows(ROWS.trained[:5]), settings, LOAD)
+        kept(model, Rows(ROWS.trained[:5]), settings)
     monkeypatch.setattr(keeping, "_top", asked)
 
 
@@ -130,13 +138,13 @@ def test_a_killed_reading_goes_on_behind_the_last_whole_sequence(
 ) -> None:
     monkeypatch.setenv("DEPTHCUT_CACHE", str(tmp_path))
     model, settings = from_memory(build_tiny("llama"), None), replace(SETTINGS, teacher_top_k=5)
-    kept_teacher(model, ROWS, settings, LOAD)
+    kept(model, ROWS, settings)
     path = next(tmp_path.rglob("predictions"))
     content = path.read_bytes()
     path.unlink()
     torn = (12 + 13) * 5 * 4 + 7  # two sequences, and a bit of the third
     path.with_name("partly").write_bytes(content[:torn])
-    kept_teacher(model, ROWS, settings, LOAD)
+    kept(model, ROWS, settings)
     assert path.read_bytes() == content
     assert [each.name for each in path.parent.iterdir()] == ["predictions"]
 
@@ -147,8 +155,8 @@ def test_training_from_what_is_kept_ends_where_training_beside_the_teacher_does(
     monkeypatch.setenv("DEPTHCUT_CACHE", str(tmp_path / "cache"))
     beside = healed(pruned, parent, tmp_path / "beside")
     settings = replace(SETTINGS, teacher_top_k=264)
-    kept = healed(pruned, parent, tmp_path / "kept", settings)
-    assert [loss for _, loss in kept.losses] == pytest.approx(
+    from_file = healed(pruned, parent, tmp_path / "kept", settings)
+    assert [loss for _, loss in from_file.losses] == pytest.approx(
         [loss for _, loss in beside.losses], rel=2e-3
     )
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("beside", "kept"))
@@ -165,7 +173,9 @@ def test_a_teacher_that_cannot_be_one_is_refused(
 
     def refused(settings: HealSettings, teacher: LoadedModel, message: str) -> None:
         with pytest.raises(SettingsError, match=message):
-            heal_checkpoint(loaded, counted(), settings, LOAD, tmp_path / "healed", teacher=teacher)
+            heal_checkpoint(
+                loaded, counted(), settings, LOAD, tmp_path / "healed", teacher=untouched(teacher)
+            )
 
     refused(SETTINGS, other, "stranger has another vocabulary")
     top = replace(SETTINGS, teacher_top_k=5)
@@ -173,7 +183,7 @@ def test_a_teacher_that_cannot_be_one_is_refused(
     refused(replace(top, teacher_top_k=10**6), load(parent, LOAD), "the vocabulary has 264")
     refused(replace(top, temperature=2.0), load(parent, LOAD), "at temperature 1")
     (pruned / "plan.json").unlink()
-    refused(replace(SETTINGS, loss="hidden"), load(parent, LOAD), "use --loss kl")
+    refused(replace(SETTINGS, loss="hidden"), load(parent, LOAD), "or --loss kl")
     assert not (tmp_path / "healed").exists()
 
 
@@ -184,7 +194,7 @@ def test_a_cache_that_cannot_be_written_is_named(
     monkeypatch.setenv("DEPTHCUT_CACHE", str(tmp_path / "file"))
     settings = replace(SETTINGS, teacher_top_k=5)
     with pytest.raises(OutputError, match="cannot write to"):
-        kept_teacher(from_memory(build_tiny("llama"), None), ROWS, settings, LOAD)
+        kept(from_memory(build_tiny("llama"), None), ROWS, settings)
 
 
 def test_ids_are_as_narrow_as_the_vocabulary_allows() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from msgspec.structs import replace
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from depthcut.errors import SettingsError
@@ -12,7 +12,7 @@ from depthcut.healing.targets import Targets
 from depthcut.healing.weights import opened
 from depthcut.model.loading import from_memory, load
 from depthcut.records import TextFacts
-from depthcut.settings import HealSettings, LoadSettings
+from depthcut.settings import HealMethod, HealSettings, LoadSettings
 from depthcut.text.sequences import Sequences
 from tests.tiny import TINY_TYPES, build_tiny, save_tiny
 
@@ -40,6 +40,33 @@ def test_whole_weights_of_every_family_train_and_load(model_type: str, tmp_path:
     assert len(moved) > 0.8 * len(after)
     _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "healed", output_loading_info=True)
     assert not any(report.values())
+
+
+def test_a_tied_head_that_is_stored_too_follows_the_embeddings(tmp_path: Path) -> None:
+    base = save_tiny(build_tiny("llama", tied=True), tmp_path / "base")
+    file = base / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, file, metadata={"format": "pt"})
+    heal_checkpoint(load(base, LOAD), counted(), SETTINGS, LOAD, tmp_path / "healed")
+    after = load_file(tmp_path / "healed" / "model.safetensors")
+    assert after["lm_head.weight"].equal(after["model.embed_tokens.weight"])
+    assert not after["lm_head.weight"].equal(tensors["lm_head.weight"])
+
+
+@pytest.mark.parametrize("method", ["full", "partial", "lora"])
+def test_bfloat16_is_computed_in_bfloat16_whatever_trains(
+    method: HealMethod, tmp_path: Path
+) -> None:
+    base = save_tiny(build_tiny("llama", tied=True).bfloat16(), tmp_path / "base")
+    seen: set[torch.dtype] = set()
+    loaded = load(base, LOAD)
+    loaded.layers[0].mlp.down_proj.register_forward_hook(
+        lambda _, __, output: seen.add(output.dtype)
+    )
+    settings = replace(SETTINGS, method=method, rank=2)
+    heal_checkpoint(loaded, counted(), settings, LOAD, tmp_path / "healed")
+    assert seen == {torch.bfloat16}
 
 
 def test_only_the_layers_that_are_named_and_the_head_change(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from depthcut.errors import OutputError, SettingsError
-from depthcut.files import discard, sole_writer, sync_tree, write_file
+from depthcut.errors import OutputError
+from depthcut.files import discard, remove_abandoned, sole_writer, sync_tree, write_file
 from depthcut.model.ranks import ALONE, Ranks
 
 _WHOLE = "whole"
@@ -25,6 +25,7 @@ class Begun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     micro_batch_size: int | None = None
     """What was chosen for it: another one rounds otherwise."""
     recompute: bool = False
+    processes: int = 1
     starts: int = 1
     """How often it was started."""
 
@@ -35,6 +36,11 @@ class Checkpoints:
 
     folder: Path
     begun: Begun
+    given_up: bool = False
+
+    def give_up(self) -> None:
+        """Nothing can go on from here: with the same settings it would end the same way."""
+        self.given_up = True
 
     def last(self) -> Path | None:
         """The newest checkpoint; None: none yet."""
@@ -75,34 +81,39 @@ def kept_checkpoints(out: Path, inputs: str, ranks: Ranks = ALONE) -> Iterator[C
         OutputError: A training lies there that was begun with other settings, another process is
             at it, or the place cannot be written.
     """
-    folder = out.with_name(f"{out.name}.training")
+    folder = training_folder(out)
     if ranks.rank:
         yield Checkpoints(folder, ranks.of_first(Begun(inputs)))
         return
     with sole_writer(folder):
-        checkpoints = Checkpoints(folder, _read(folder, inputs))
+        remove_abandoned(folder)
+        checkpoints = Checkpoints(folder, _read(folder, inputs, ranks.count))
         for path in folder.glob("checkpoint-*"):
             if not (path / _WHOLE).exists():
                 shutil.rmtree(path)
         checkpoints.note(ranks.of_first(checkpoints.begun))
         try:
             yield checkpoints
-        except BaseException as error:
-            # Nothing, or nothing that the next command, with other settings, could go on with.
-            if checkpoints.last() is None or isinstance(error, SettingsError):
+        except BaseException:
+            if checkpoints.last() is None or checkpoints.given_up:
                 discard(folder)
             raise
         discard(folder)
 
 
-def _read(folder: Path, inputs: str) -> Begun:
+def training_folder(out: Path) -> Path:
+    """Where the checkpoints of a training are that shall become `out`."""
+    return out.with_name(f"{out.name}.training")
+
+
+def _read(folder: Path, inputs: str, processes: int) -> Begun:
     path = folder / _BEGUN
     if not path.exists():
-        if any(folder.iterdir()):
+        if any(not each.name.startswith(f".{_BEGUN}") for each in folder.iterdir()):
             raise OutputError(
                 f"{folder} is no training of depthcut: choose another --out, or remove it"
             )
-        return Begun(inputs)
+        return Begun(inputs, processes=processes)
     try:
         begun = msgspec.json.decode(path.read_bytes(), type=Begun)
     except (OSError, msgspec.DecodeError) as error:
@@ -113,5 +124,10 @@ def _read(folder: Path, inputs: str) -> Begun:
         raise OutputError(
             f"{folder} was begun with other settings, another model, teacher or text: repeat that "
             "command to go on, choose another --out, or remove the folder"
+        )
+    if begun.processes != processes:
+        raise OutputError(
+            f"{folder} was begun by {begun.processes} processes and these are {processes}: start "
+            "as many, choose another --out, or remove the folder"
         )
     return msgspec.structs.replace(begun, starts=begun.starts + 1)

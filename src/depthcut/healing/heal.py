@@ -1,32 +1,44 @@
 """The stage: a cut checkpoint and a text in, the same checkpoint with trained weights out."""
 
+import contextlib
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from depthcut.checkpoint.folder import Checkpoint, model_facts, open_checkpoint
-from depthcut.errors import SettingsError, TextError
-from depthcut.files import new_folder, refuse_existing, refuse_unwritable
+from depthcut.errors import RecordError, SettingsError, TextError
+from depthcut.files import (
+    discard,
+    new_folder,
+    refuse_existing,
+    refuse_unwritable,
+    sole_writer,
+)
 from depthcut.healing.card import heal_card
-from depthcut.healing.checkpoints import kept_checkpoints
+from depthcut.healing.checkpoints import Checkpoints, kept_checkpoints, training_folder
+from depthcut.healing.history import helped
 from depthcut.healing.inputs import check, heal_inputs, plan_beside
-from depthcut.healing.kept_teacher import kept_teacher
 from depthcut.healing.lessons import Lesson, Rows
-from depthcut.healing.losses import loss_weights
 from depthcut.healing.methods import METHODS, Trainee
-from depthcut.healing.objective import Objective
 from depthcut.healing.rehearsal import compute_dtype, rehearsed, trainable
 from depthcut.healing.result import copy_base, saved_base
-from depthcut.healing.targets import cuts, targets
-from depthcut.healing.teachers import OnlineTeacher, Teacher, refuse_other_vocabulary
+from depthcut.healing.targets import targets
+from depthcut.healing.teachers import Untouched
+from depthcut.healing.teaching import objective_of
+from depthcut.healing.trainer import refuse_unknown
 from depthcut.healing.training import seeded, train
 from depthcut.model.loading import LoadedModel
+from depthcut.model.positions import learned_positions
 from depthcut.model.ranks import all_ranks
 from depthcut.model.stored_weights import find_weight
-from depthcut.records import HealRecord, Origin, Plan, write_record
+from depthcut.records import HealRecord, Origin, read_record, write_record
 from depthcut.settings import HealSettings, LoadSettings
 from depthcut.text.sequences import Sequences
 
+_log = logging.getLogger(__name__)
 _HELD_OUT_SHARE = 8
 """At most every eighth sequence is held out."""
 
@@ -38,7 +50,7 @@ def heal_checkpoint(
     load: LoadSettings,
     out: Path,
     *,
-    teacher: LoadedModel | None = None,
+    teacher: Untouched | None = None,
     announce: Callable[[str], object] = lambda line: None,
 ) -> HealRecord:
     """Train a model on a text and write it as a checkpoint of the same form.
@@ -70,37 +82,41 @@ def heal_checkpoint(
     """
     started = time.monotonic()
     check(settings)
+    refuse_unknown(settings)
+    _refuse_long(loaded, sequences)
+    digest = teacher.facts.digest if teacher else ""
+    inputs = heal_inputs(loaded.facts.digest, sequences.facts.digest, settings, load, digest)
+    if (done := _finished(out, inputs)) is not None:
+        return done
     refuse_existing(out)
     refuse_unwritable(out)
     rows = _split(sequences, settings)
-    teacher_digest = teacher.facts.digest if teacher else ""
-    inputs = heal_inputs(
-        loaded.facts.digest, sequences.facts.digest, settings, load, teacher_digest
-    )
-    ranks = all_ranks()
+    ranks, autocast = all_ranks(), compute_dtype(loaded)
     with kept_checkpoints(out, inputs, ranks) as checkpoints:
-        base = open_checkpoint(loaded.folder or saved_base(loaded, checkpoints.folder / "base"))
+        base = open_checkpoint(_base(loaded, checkpoints))
         model_facts(base, source=str(out))  # a type that cannot be described: said before training
         plan = plan_beside(base.folder)
-        chosen = targets(settings, len(loaded.layers), plan.kept_layers if plan else None)
-        lesson = Lesson(
-            rows, _objective(loaded, teacher, rows, settings, load=load, plan=plan), settings
-        )
+        chosen = targets(settings, len(loaded.layers), plan)
+        objective = objective_of(loaded, teacher, rows, settings, load=load, plan=plan)
+        lesson = Lesson(rows, objective, settings)
         with seeded(settings.seed), METHODS[settings.method](loaded, settings, chosen) as trainee:
+            model = trainee.model
             _refuse_unstored(base, trainee)
-            pace = rehearsed(loaded, trainee.model, lesson, checkpoints, announce)
+            pace = rehearsed(
+                loaded, model, lesson, checkpoints, autocast=autocast, announce=announce
+            )
             training = train(
-                trainee.model,
+                model,
                 lesson,
                 pace,
                 device=loaded.device,
-                autocast=compute_dtype(loaded),
+                autocast=autocast,
                 checkpoints=checkpoints,
             )
             record = None
             if ranks.rank == 0:
                 with new_folder(out, needed_bytes=loaded.facts.weight_bytes) as working:
-                    _put(trainee, base, working, keep_adapter=settings.keep_adapter)
+                    _put(loaded, trainee, base, working, keep_adapter=settings.keep_adapter)
                     record = HealRecord(
                         origin=Origin.since(started, inputs=inputs),
                         model=loaded.facts,
@@ -108,7 +124,7 @@ def heal_checkpoint(
                         text=sequences.facts,
                         settings=settings,
                         load=load,
-                        trained_parameters=trainable(trainee.model),
+                        trained_parameters=trainable(model),
                         trained_tokens=training.tokens,
                         micro_batch_size=pace.micro_batch_size,
                         devices=ranks.count,
@@ -126,7 +142,54 @@ def heal_checkpoint(
                     write_record(record, working / "depthcut.json")
             told = ranks.of_first(record)
     assert told is not None  # the first process wrote it
+    _warn_of_no_help(told)
     return told
+
+
+def _finished(out: Path, inputs: str) -> HealRecord | None:
+    """The record of this very healing, killed after it was done and before it had tidied up."""
+    if not (training_folder(out).exists() and out.exists()):
+        return None
+    with contextlib.suppress(RecordError):
+        record = read_record(out / "depthcut.json", HealRecord)
+        if record.origin.inputs == inputs:
+            with sole_writer(training_folder(out)):
+                discard(training_folder(out))
+            return record
+    return None
+
+
+def _base(loaded: LoadedModel, checkpoints: Checkpoints) -> Path:
+    """The folder of the checkpoint that is trained; a model in memory is saved first."""
+    if loaded.folder is not None:
+        return loaded.folder
+    folder = checkpoints.folder / "base"
+    if all_ranks().rank == 0:
+        saved_base(loaded, folder)
+    all_ranks().everywhere(None)
+    return folder
+
+
+def _refuse_long(loaded: LoadedModel, sequences: Sequences) -> None:
+    longest = max((len(ids) for ids in sequences.sequences), default=0)
+    positions = learned_positions(loaded)
+    if positions is not None and longest > positions:
+        raise SettingsError(
+            f"{loaded.facts.source} has {positions:,} positions, and the text has sequences of "
+            f"{longest:,} tokens: give --context {positions}"
+        )
+
+
+def _warn_of_no_help(record: HealRecord) -> None:
+    if helped(record.judgements):
+        return
+    first = record.judgements[0].loss
+    best = min(each.loss for each in record.judgements[1:])
+    _log.warning(
+        "training did not help: on held-out text the loss was %.4f before and %.4f at best; lower "
+        "--learning-rate, or give more text and --steps",
+        *(first, best),
+    )
 
 
 def _split(sequences: Sequences, settings: HealSettings) -> Rows:
@@ -141,50 +204,13 @@ def _split(sequences: Sequences, settings: HealSettings) -> Rows:
     order = [each for each in range(len(whole)) if each not in held] + sorted(held)
     ids = [whole[each] for each in order]
     start = len(whole) - len(held)
+    if settings.patience and not held:
+        raise TextError(
+            f"--patience judges on every eighth sequence, and the text has {len(whole)}: give more "
+            "text, or lower --context"
+        )
     answers = tuple(sequences.answers[each] for each in order) if sequences.answers else ()
     return Rows(tuple(ids[:start]), tuple(ids[start:]), answers)
-
-
-def _objective(
-    loaded: LoadedModel,
-    teacher: LoadedModel | None,
-    rows: Rows,
-    settings: HealSettings,
-    *,
-    load: LoadSettings,
-    plan: Plan | None,
-) -> Objective:
-    weights = loss_weights(settings)
-    if teacher is None:
-        return Objective(weights)
-    refuse_other_vocabulary(loaded, teacher)
-    ours, theirs = _depths(loaded, teacher, plan) if "hidden" in weights else ((), ())
-    if settings.teacher_top_k:
-        asked: Teacher = kept_teacher(teacher, rows, settings, load)
-    else:
-        asked = OnlineTeacher(teacher, theirs, logits="kl" in weights)
-    return Objective(
-        weights,
-        teacher=asked,
-        compared=[loaded.layers[depth - 1] for depth in ours],
-        temperature=settings.temperature,
-    )
-
-
-def _depths(
-    loaded: LoadedModel, teacher: LoadedModel, plan: Plan | None
-) -> tuple[Sequence[int], Sequence[int]]:
-    """From the first cut on, the depths of both models at which their states should be the same."""
-    count, layers = len(loaded.layers), len(teacher.layers)
-    kept = plan.kept_layers if plan else tuple(range(count))
-    if len(kept) != count or (plan is None and count != layers) or max(kept) >= layers:
-        raise SettingsError(
-            f"--loss hidden compares {count} layers with the teacher's {layers}, and no plan.json "
-            "beside the weights tells which they were: use --loss kl"
-        )
-    first = min(cuts(kept), default=0)
-    ours = range(max(first, 1), count + 1)
-    return ours, [kept[depth] if depth < count else layers for depth in ours]
 
 
 def _refuse_unstored(base: Checkpoint, trainee: Trainee) -> None:
@@ -193,10 +219,21 @@ def _refuse_unstored(base: Checkpoint, trainee: Trainee) -> None:
         find_weight(base, name, tensor.shape)
 
 
-def _put(trainee: Trainee, base: Checkpoint, working: Path, *, keep_adapter: bool) -> None:
+def _put(
+    loaded: LoadedModel, trainee: Trainee, base: Checkpoint, working: Path, *, keep_adapter: bool
+) -> None:
     copy_base(base.folder, working)
     copied = open_checkpoint(working)
+    ties: dict[str, str] = getattr(loaded.model, "all_tied_weights_keys", {})
     for name, tensor in trainee.learned():
+        if not bool(torch.isfinite(tensor).all()):
+            raise SettingsError(
+                f"{name} came out with values that are no numbers: lower --learning-rate, or train "
+                "in another --dtype"
+            )
         trainee.put(find_weight(copied, name, tensor.shape), tensor)
+        for other, source in ties.items():
+            if source == name and other in copied.tensors:  # stored twice
+                trainee.put(copied.tensors[other], tensor)
     if keep_adapter and trainee.save_adapter is not None:
         trainee.save_adapter(working / "adapter")

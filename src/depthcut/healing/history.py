@@ -27,8 +27,14 @@ def judgements(history: History) -> tuple[HealJudgement, ...]:
 
 def best_step(judged: Sequence[HealJudgement]) -> int | None:
     """The step of least loss, of those after which there was a checkpoint."""
-    later = [each for each in judged if each.step]
+    later = [each for each in judged if each.step and math.isfinite(each.loss)]
     return min(later, key=lambda each: each.loss).step if later else None
+
+
+def helped(judged: Sequence[HealJudgement]) -> bool:
+    """Whether the best step is better than none at all, as far as that was judged."""
+    best = best_step(judged)
+    return best is None or min(judged, key=lambda each: each.loss).step != 0
 
 
 def enough(judged: Sequence[HealJudgement], settings: HealSettings) -> bool:

@@ -1,12 +1,20 @@
 """What a healing depends on and needs, known before any model is loaded."""
 
+import contextlib
 import math
 from pathlib import Path
 
 import msgspec
 
 from depthcut.errors import RecordError, SettingsError
-from depthcut.records import Plan, inputs_digest, read_record
+from depthcut.records import (
+    ModelFacts,
+    Plan,
+    RepairRecord,
+    SliceRecord,
+    inputs_digest,
+    read_record,
+)
 from depthcut.settings import HealSettings, LoadSettings
 
 
@@ -51,18 +59,22 @@ def plan_beside(folder: Path) -> Plan | None:
         return None
 
 
-def parent_of(folder: Path) -> str:
-    """The model that was cut, as the plan in a checkpoint's folder names it.
+def parent_of(folder: Path) -> ModelFacts:
+    """The model that was cut into a checkpoint's folder.
 
     Raises:
-        SettingsError: There is no plan.
+        SettingsError: Neither record nor plan tells.
     """
+    with contextlib.suppress(RecordError):
+        return read_record(folder / "depthcut.json", SliceRecord).parent
+    with contextlib.suppress(RecordError):
+        return read_record(folder / "depthcut.json", RepairRecord).parent
     plan = plan_beside(folder)
     if plan is None:
         raise SettingsError(
             f"--teacher parent: no plan.json in {folder} tells what was cut; name the model"
         )
-    return plan.model.source
+    return plan.model
 
 
 def check(settings: HealSettings) -> None:
@@ -89,13 +101,22 @@ def check(settings: HealSettings) -> None:
         raise _refused("dropout", settings.dropout, "a number from 0 to below 1")
     if settings.seed >= 2**32:
         raise _refused("seed", settings.seed, "a number below 2**32")
+    _refuse_idle(settings)
+
+
+def _refuse_idle(settings: HealSettings) -> None:
+    """Options that nothing would come of."""
     if settings.teacher is not None and not settings.teacher.strip():
         raise _refused("teacher", repr(settings.teacher), "a model, or parent")
+    if settings.teacher_top_k and settings.teacher is None:
+        raise SettingsError("--teacher-top-k without a teacher: give --teacher parent")
     if settings.teacher_top_k and settings.temperature != 1:
         raise SettingsError(
             "--teacher-top-k and --temperature: what is kept of the teacher's predictions is at "
             "temperature 1; leave one of them out"
         )
+    if settings.keep_adapter and settings.method not in ("lora", "qlora"):
+        raise SettingsError(f"--keep-adapter: --method {settings.method} has no adapter to keep")
     if settings.patience and not settings.held_out_tokens:
         raise SettingsError("--patience asks for judgements: give --held-out-tokens too")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from depthcut.errors import OutputError, SettingsError
 from depthcut.files import sole_writer
 from depthcut.healing.lessons import Rows
 from depthcut.healing.losses import TopPredictions, loss_weights
+from depthcut.healing.teachers import Untouched, refuse_other_vocabulary
 from depthcut.launched import launched
 from depthcut.model.batching import fitting_batch_size
 from depthcut.model.loading import LoadedModel
@@ -72,7 +74,12 @@ def ids_dtype(vocabulary: int) -> "np.dtype[np.unsignedinteger]":
 
 
 def kept_teacher(
-    teacher: LoadedModel, rows: Rows, settings: HealSettings, load: LoadSettings
+    teacher: Untouched,
+    rows: Rows,
+    settings: HealSettings,
+    *,
+    load: LoadSettings,
+    student: LoadedModel,
 ) -> KeptTeacher:
     """The teacher's likeliest tokens for all sequences, from the cache or worked out now.
 
@@ -80,11 +87,12 @@ def kept_teacher(
     at 64, 256 MB for a million tokens. What was worked out before a kill is not worked out again.
 
     Raises:
-        SettingsError: A loss that asks for the teacher's states, or more tokens than there are.
+        SettingsError: A loss that asks for the teacher's states, more tokens than there are, or a
+            teacher of another vocabulary than the student's.
         OutputError: The cache cannot be written.
     """
     sequences = (*rows.trained, *rows.held_out)
-    vocabulary = int(teacher.model.config.get_text_config().vocab_size)
+    vocabulary = int(student.model.config.get_text_config().vocab_size)
     k = settings.teacher_top_k
     if "hidden" in loss_weights(settings):
         raise SettingsError(
@@ -95,13 +103,16 @@ def kept_teacher(
     digest = hashlib.sha256()
     for ids in sequences:
         digest.update(len(ids).to_bytes(8, "little") + ids.numpy().tobytes())
-    key = inputs_digest("teacher", load, teacher.facts.digest, digest.hexdigest(), str(k))
+    told = [teacher.facts.digest, digest.hexdigest(), str(k), str(vocabulary)]
+    key = inputs_digest("teacher", load, *told)
     folder = cache_folder() / "teachers"
     path = folder / key / "predictions"
     lengths = [len(each) for each in sequences]
     if launched().rank == 0 and not path.exists():
         with sole_writer(path.parent):
-            _work_out(teacher, sequences, k, vocabulary, path)
+            loaded = teacher.load()
+            refuse_other_vocabulary(student, loaded)
+            _work_out(loaded, sequences, k, vocabulary, path)
     all_ranks().of_first(None)
     return KeptTeacher(path, lengths, k, vocabulary)
 
@@ -111,6 +122,7 @@ def _work_out(
 ) -> None:
     each = k * (_PROBABILITIES.itemsize + ids_dtype(vocabulary).itemsize)
     partly = path.with_name("partly")
+    _refuse_size(path, sum(len(ids) for ids in sequences) * each)
     there = partly.stat().st_size if partly.exists() else 0
     done = 0
     while done < len(sequences) and there >= len(sequences[done]) * each:
@@ -140,6 +152,15 @@ def _work_out(
             f"cannot keep the teacher's predictions in {path.parent}: {error.strerror}; let "
             "DEPTHCUT_CACHE name a larger place, or leave --teacher-top-k out"
         ) from error
+
+
+def _refuse_size(path: Path, needed_bytes: int) -> None:
+    if needed_bytes > (room := shutil.disk_usage(path.parent).free):
+        raise OutputError(
+            f"the teacher's predictions take {needed_bytes / 1e9:.1f} GB, and {room / 1e9:.1f} GB "
+            f"are free in {path.parent}: let DEPTHCUT_CACHE name a larger place, give a smaller "
+            "--teacher-top-k or fewer --tokens, or leave --teacher-top-k out"
+        )
 
 
 def _coded(log_probs: "np.ndarray") -> "np.ndarray":

@@ -25,7 +25,8 @@ class Rows:
 
     def row(self, number: int) -> dict[str, Any]:
         """A sequence with its number."""
-        ids = (*self.trained, *self.held_out)[number]
+        behind = number - len(self.trained)
+        ids = self.trained[number] if behind < 0 else self.held_out[behind]
         learned = self.answers[number] if self.answers else torch.ones_like(ids, dtype=torch.bool)
         return {"input_ids": ids, "learned": learned, "number": number}
 

@@ -6,7 +6,7 @@ learned; sums are over those.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -109,6 +109,8 @@ def loss_weights(settings: HealSettings) -> dict[str, float]:
             raise SettingsError(
                 f"--loss {word}: expected {', '.join(LOSSES)}{nearest(name, LOSSES)}"
             )
+        if name in weights:
+            raise SettingsError(f"--loss {settings.loss}: {name} stands there twice")
         weights[name] = _weight(word, number)
     if not weights:
         raise SettingsError("--loss names none: write it as kl:1,next-token:0.1")
@@ -116,6 +118,11 @@ def loss_weights(settings: HealSettings) -> dict[str, float]:
     if asking and settings.teacher is None:
         raise SettingsError(
             f"--loss {asking[0]} needs a teacher: give --teacher parent, or the model by name"
+        )
+    if settings.teacher is not None and not asking:
+        raise SettingsError(
+            f"--teacher and --loss {settings.loss}: no loss asks the teacher; write "
+            "--loss next-token:1,kl:1, or leave one of them out"
         )
     return weights
 
@@ -148,8 +155,3 @@ def _by_rows(loss: Callable[..., Tensor], *of_tokens: Tensor) -> Tensor:
         else:
             total = total + loss(*rows)
     return total
-
-
-def needed(weights: Mapping[str, float]) -> tuple[bool, bool]:
-    """Whether a mixture asks for a teacher's predictions, and for its states."""
-    return "kl" in weights, "hidden" in weights

@@ -48,18 +48,12 @@ def low_rank(loaded: LoadedModel, settings: HealSettings, chosen: Targets) -> It
 
 
 @contextlib.contextmanager
-def whole(loaded: LoadedModel, _: HealSettings, chosen: Targets) -> Iterator[Trainee]:
-    """Every weight."""
-    del chosen
-    with opened(loaded, None) as weights:
-        yield Trainee(loaded.model, lambda: as_stored(loaded, weights), write_weight)
-
-
-@contextlib.contextmanager
-def partial(loaded: LoadedModel, _: HealSettings, chosen: Targets) -> Iterator[Trainee]:
-    """The weights of some layers, and of the head: by default the last layers and the head, which
-    Lu et al. (arXiv:2411.15558) find better and cheaper than LoRA after cutting the last layers."""
-    with opened(loaded, chosen) as weights:
+def whole_weights(
+    loaded: LoadedModel, settings: HealSettings, chosen: Targets
+) -> Iterator[Trainee]:
+    """All weights; or those of some layers, and of the head: by default the last ones, which Lu et
+    al. (arXiv:2411.15558) find better and cheaper than LoRA after cutting the last layers."""
+    with opened(loaded, None if settings.method == "full" else chosen) as weights:
         yield Trainee(loaded.model, lambda: as_stored(loaded, weights), write_weight)
 
 
@@ -68,7 +62,7 @@ Method = Callable[[LoadedModel, HealSettings, Targets], AbstractContextManager[T
 METHODS: dict[HealMethod, Method] = {
     "lora": low_rank,
     "qlora": low_rank,
-    "full": whole,
-    "partial": partial,
+    "full": whole_weights,
+    "partial": whole_weights,
 }
 """By the name that --method takes. At the end of each the model has its own modules again."""

@@ -58,13 +58,21 @@ class Objective:
                 use_cache=False,
             )
         return Seen(
-            logits=output.logits[rows],
+            logits=_rows(output.logits, rows),
             labels=batch["labels"].roll(-1, dims=1)[rows],
-            states=tuple(each[rows] for each in states),
+            states=tuple(_rows(each, rows).to(rows.device) for each in states),
             teacher=asked[0],
             wanted=asked[1],
             temperature=self._temperature,
         )
+
+
+def _rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Of (batch, length, width) the places that count; a view where all but the last do."""
+    rows = rows.to(values.device)
+    if bool(rows[:, :-1].all()):
+        return values[:, :-1].flatten(0, 1)
+    return values[rows]
 
 
 def counting(labels: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """Before the training: how many sequences fit, how long it may take, and what will be trained."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import torch
@@ -12,7 +14,6 @@ from depthcut.errors import SettingsError
 from depthcut.healing.checkpoints import Checkpoints
 from depthcut.healing.lessons import Lesson, Pace, Rows, collate
 from depthcut.healing.training import seeded
-from depthcut.launched import launched
 from depthcut.model.batching import activation_bytes, fitting_batch_size, free_memory_bytes
 from depthcut.model.loading import LoadedModel
 from depthcut.model.ranks import all_ranks
@@ -28,6 +29,8 @@ def rehearsed(
     model: nn.Module,
     lesson: Lesson,
     checkpoints: Checkpoints,
+    *,
+    autocast: torch.dtype,
     announce: Callable[[str], object],
 ) -> Pace:
     """Choose the sequences per forward pass, try one pass and tell what is to come.
@@ -37,30 +40,31 @@ def rehearsed(
     Raises:
         SettingsError: Not even one sequence fits, or numbers that do not divide.
     """
-    rows, settings, count = lesson.rows, lesson.settings, launched().count
+    rows, settings, ranks = lesson.rows, lesson.settings, all_ranks()
+    count = ranks.count
     if settings.batch_size % count:
         raise SettingsError(
             f"--batch-size {settings.batch_size} does not share out among {count} processes: "
             f"expected a multiple of {count}"
         )
     own = settings.batch_size // count
-    _refuse_state(loaded, trainable(model))
+    state_bytes = _STATE_BYTES * trainable(model)
+    _refuse_state(loaded, settings, state_bytes, checkpoints.folder)
     begun = checkpoints.begun
     if begun.micro_batch_size is not None:
         size, recompute = begun.micro_batch_size, begun.recompute
     else:
-        size, recompute = _chosen(loaded, rows, settings, own)
+        size, recompute = _chosen(loaded, rows, settings, own, state_bytes)
     seconds = None
     while seconds is None and not recompute:
         try:
-            seconds = _tried(loaded, model, lesson, size)
+            seconds = _tried(loaded, model, lesson, size, autocast)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             if settings.micro_batch_size is not None:
                 raise _no_room(loaded, settings, size) from error
             recompute = size == 1
             size = _divisor(own, size // 2)
-    ranks = all_ranks()
     sizes = ranks.everywhere((size, recompute))
     size, recompute = min(each for each, _ in sizes), any(each for _, each in sizes)
     if ranks.rank == 0:
@@ -77,12 +81,14 @@ def trainable(model: nn.Module) -> int:
 
 
 def compute_dtype(loaded: LoadedModel) -> torch.dtype:
-    """What products are computed in: as the model was loaded, whatever trains."""
+    """What products are computed in: as the model was loaded; asked before its weights train."""
     loaded_in = getattr(loaded.model, "dtype", torch.float32)
     return loaded_in if loaded_in in (torch.bfloat16, torch.float16) else torch.float32
 
 
-def _chosen(loaded: LoadedModel, rows: Rows, settings: HealSettings, own: int) -> tuple[int, bool]:
+def _chosen(
+    loaded: LoadedModel, rows: Rows, settings: HealSettings, own: int, state_bytes: int
+) -> tuple[int, bool]:
     """Sequences per forward pass, and whether activations must be computed again."""
     if (asked := settings.micro_batch_size) is not None:
         if own % asked:
@@ -90,27 +96,30 @@ def _chosen(loaded: LoadedModel, rows: Rows, settings: HealSettings, own: int) -
                 f"--micro-batch-size {asked} does not divide the {own} sequences of a step on each "
                 "device: expected one of " + ", ".join(map(str, _divisors(own)))
             )
-        return asked, False
+        return asked, settings.recompute
     longest = max(len(each) for each in rows.trained)
     on_cpu = loaded.device.type == "cpu"
     fitting = fitting_batch_size(
         loaded,
         longest,
         bytes_per_token=_kept_bytes(loaded),
+        reserved_bytes=state_bytes,
         most=max(1, _CPU_PASS_TOKENS // longest) if on_cpu else 1 << own.bit_length(),
     )
-    needed = longest * (activation_bytes(loaded) + _kept_bytes(loaded))
-    recompute = needed > free_memory_bytes(loaded.device) / 2
-    return _divisor(own, fitting), recompute
+    needed = longest * (activation_bytes(loaded) + _kept_bytes(loaded)) + state_bytes
+    short = needed > free_memory_bytes(loaded.device) / 2
+    return _divisor(own, fitting), settings.recompute or short
 
 
-def _tried(loaded: LoadedModel, model: nn.Module, lesson: Lesson, size: int) -> float:
+def _tried(
+    loaded: LoadedModel, model: nn.Module, lesson: Lesson, size: int, dtype: torch.dtype
+) -> float:
     """Seconds of one pass forward and back over the longest sequences; nothing is changed."""
     rows = lesson.rows
     order = sorted(range(len(rows.trained)), key=lambda each: -len(rows.trained[each]))
     batch = collate([rows.row(number) for number in order[:size]])
     batch = {name: each.to(loaded.device) for name, each in batch.items()}
-    dtype, device = compute_dtype(loaded), loaded.device.type
+    device = loaded.device.type
     training = model.training
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -135,13 +144,23 @@ def _kept_bytes(loaded: LoadedModel) -> int:
     return kept + 12 * int(config.vocab_size)
 
 
-def _refuse_state(loaded: LoadedModel, parameters: int) -> None:
-    needed, free = _STATE_BYTES * parameters, free_memory_bytes(loaded.device)
-    if needed > free:
+def _refuse_state(
+    loaded: LoadedModel, settings: HealSettings, state_bytes: int, folder: Path
+) -> None:
+    """Refuse gradients and averages that have no room in memory, checkpoints that have none on the
+    disk."""
+    if state_bytes > (free := free_memory_bytes(loaded.device)):
         raise SettingsError(
-            f"training {parameters:,} parameters needs {needed / 1e9:.1f} GB beside the model, and "
+            f"--method {settings.method} needs {state_bytes / 1e9:.1f} GB beside the model, and "
             f"{free / 1e9:.1f} GB are free on {loaded.device}: choose --method lora or qlora, or "
             "--method partial with fewer --layers"
+        )
+    # The weights and two averages of each; the newest, the best, and one that is being written.
+    kept = 3 * state_bytes + loaded.facts.weight_bytes
+    if kept > (room := shutil.disk_usage(folder).free):
+        raise SettingsError(
+            f"checkpoints of --method {settings.method} take up to {kept / 1e9:.1f} GB, and "
+            f"{room / 1e9:.1f} GB are free beside --out: choose another place, or --method lora"
         )
 
 
@@ -150,7 +169,7 @@ def _no_room(loaded: LoadedModel, settings: HealSettings, size: int) -> Settings
     return SettingsError(
         f"{size} sequences of {settings.context} tokens do not fit on {loaded.device} "
         f"({free_memory_bytes(loaded.device) / 1e9:.1f} GB free): give {smaller}, --method lora or "
-        "qlora, or --teacher-top-k 64, with which the teacher need not stay in memory"
+        "qlora, --recompute, or --teacher-top-k 64, with which the teacher does not stay in memory"
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from depthcut.errors import PlanError, SettingsError, nearest
+from depthcut.records import Plan
 from depthcut.records.blocks import layer_set
 from depthcut.settings import HealSettings
 
@@ -20,13 +21,13 @@ class Targets(NamedTuple):
     """Also the output head, and what it is tied to."""
 
 
-def targets(settings: HealSettings, count: int, kept: Sequence[int] | None) -> Targets:
+def targets(settings: HealSettings, count: int, plan: Plan | None) -> Targets:
     """The layers that the settings name.
 
     Args:
         settings: Their `layers`, or what the method trains without.
         count: Layers of the cut model.
-        kept: Which layers of the model before the cut they are; None: nobody knows.
+        plan: How it was cut; None: nobody knows.
 
     Raises:
         SettingsError: A word that names no layers, near-cut where nothing tells the cut, or a head
@@ -53,7 +54,7 @@ def targets(settings: HealSettings, count: int, kept: Sequence[int] | None) -> T
         if word == "head":
             head = True
             continue
-        chosen.update(_named(word, count, kept))
+        chosen.update(_named(word, count, plan))
     if head and settings.method != "partial":
         raise SettingsError(
             "--layers head: low-rank matrices stay off the head, which may be tied to the "
@@ -67,7 +68,7 @@ def targets(settings: HealSettings, count: int, kept: Sequence[int] | None) -> T
 _EXPECTED = "expected all, near-cut:2, last:3, 10-13 or head, between commas"
 
 
-def _named(word: str, count: int, kept: Sequence[int] | None) -> Sequence[int]:
+def _named(word: str, count: int, plan: Plan | None) -> Sequence[int]:
     if word == "all":
         return range(count)
     name, _, number = word.partition(":")
@@ -80,19 +81,18 @@ def _named(word: str, count: int, kept: Sequence[int] | None) -> Sequence[int]:
         raise SettingsError(f"--layers {word}: expected a number of layers, such as {name}:2")
     if name == "last":
         return range(max(0, count - int(number or _LAST)), count)
-    if kept is None:
+    if plan is None or len(plan.kept_layers) != count:
         raise SettingsError(
             "--layers near-cut: no plan.json beside the weights tells where the cut is; name "
             "layers by number, such as 10-13"
         )
-    near = int(number or _NEAR)
-    places = cuts(kept)
+    near, places = int(number or _NEAR), cuts(plan)
     if not places:
-        raise PlanError("--layers near-cut: the plan beside the weights removes nothing")
+        raise PlanError("--layers near-cut: the plan beside the weights removes no layer")
     return [each for each in range(count) if any(-near <= each - place < near for place in places)]
 
 
-def cuts(kept: Sequence[int]) -> tuple[int, ...]:
-    """Where something was cut: each number is of the first layer behind, in the cut model."""
-    before = [-1, *kept]
-    return tuple(number for number, layer in enumerate(kept) if layer != before[number] + 1)
+def cuts(plan: Plan) -> tuple[int, ...]:
+    """The depths of the cut model at which layers are missing: 0 before its first layer."""
+    kept = [-1, *plan.kept_layers, plan.model.layers]
+    return tuple(number for number in range(len(kept) - 1) if kept[number + 1] != kept[number] + 1)

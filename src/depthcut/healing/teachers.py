@@ -1,8 +1,8 @@
 """Whom a model learns from: the untouched model, run beside it or read from a file."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,14 @@ from torch import Tensor, nn
 from depthcut.errors import SettingsError
 from depthcut.healing.losses import TopPredictions
 from depthcut.model.loading import LoadedModel
+from depthcut.records import ModelFacts
+
+
+class Untouched(NamedTuple):
+    """The model that teaches, not loaded yet: where its predictions are kept it need not be."""
+
+    facts: ModelFacts
+    load: Callable[[], LoadedModel]
 
 
 class Teacher(Protocol):
@@ -55,9 +63,9 @@ class OnlineTeacher:
         layers = [self._loaded.layers[depth - 1] for depth in self._depths]
         with torch.no_grad(), leaving(layers) as states:
             output = run(**inputs, use_cache=False)
-        logits = output.logits[rows.to(output.logits.device)] if self._logits else None
-        if logits is not None:
-            logits = logits.to(rows.device)
+        logits = (
+            output.logits[rows.to(output.logits.device)].to(rows.device) if self._logits else None
+        )
         return logits, tuple(each[rows.to(each.device)].to(rows.device) for each in states)
 
 

@@ -12,30 +12,36 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.training_args import OptimizerNames
 
+from depthcut.errors import SettingsError, nearest
 from depthcut.healing.lessons import Lesson, Pace, collate
 from depthcut.healing.objective import counting
-from depthcut.launched import launched
+from depthcut.model.ranks import all_ranks
 from depthcut.settings import HealSettings
 
 _WEIGHTS = "trained.safetensors"
 
 
 class HealTrainer(Trainer):
-    """Trains a model on a lesson."""
+    """Trains a model on a lesson: so many steps, each of as many sequences."""
 
     def __init__(self, lesson: Lesson, **arguments: Any) -> None:
         self._rows, self._objective = lesson.rows, lesson.objective
-        count = len(self._rows.trained)
         super().__init__(
-            train_dataset=[self._rows.row(number) for number in range(count)],
+            train_dataset=_Course(lesson),
             data_collator=collate,
             compute_loss_func=_never,  # by it the Trainer knows that a sum is divided already
             **arguments,
         )
         self._begun = time.monotonic()
         self._before: float | None = None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return SequentialSampler(cast(_Course, self.train_dataset))
 
     def compute_loss(
         self,
@@ -55,21 +61,21 @@ class HealTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """What is held out, judged by every process alike."""
-        held_out = [
-            self._rows.row(len(self._rows.trained) + number)
-            for number in range(len(self._rows.held_out))
-        ]
-        size = self.args.per_device_train_batch_size
-        mixed = own = count = 0.0
+        """What is held out, shared out among the processes."""
+        ranks, size = all_ranks(), self.args.per_device_train_batch_size
+        numbers = [len(self._rows.trained) + each for each in range(len(self._rows.held_out))]
+        own = numbers[ranks.rank :: ranks.count]
+        sums = torch.zeros(3, dtype=torch.float64)
         self.model_wrapped.eval()
-        for start in range(0, len(held_out), size):
-            batch = self._prepare_inputs(collate(held_out[start : start + size]))
+        for start in range(0, len(own), size):
+            rows = [self._rows.row(number) for number in own[start : start + size]]
+            batch = self._prepare_inputs(collate(rows))
             with torch.no_grad(), self.compute_loss_context_manager():
-                sums = self._objective.judged(self.model_wrapped, batch)
-            mixed, own = mixed + sums[0].item(), own + sums[1].item()
-            count += int(counting(batch["labels"]).sum())
-        found = {"eval_loss": mixed / max(1, count), "eval_next_token": own / max(1, count)}
+                judged = self._objective.judged(self.accelerator.unwrap_model(self.model), batch)
+            count = counting(batch["labels"]).sum()
+            sums += torch.stack([*judged, count]).double().cpu()
+        mixed, next_token, count = ranks.sum(sums).tolist()
+        found = {"eval_loss": mixed / max(1, count), "eval_next_token": next_token / max(1, count)}
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
@@ -99,6 +105,23 @@ class HealTrainer(Trainer):
         load_trained(cast(nn.Module, given), Path(resume_from_checkpoint))
 
 
+class _Course(Dataset[dict[str, Any]]):
+    """The sequences of all steps in order: each pass over them shuffled anew by the seed."""
+
+    def __init__(self, lesson: Lesson) -> None:
+        settings, count = lesson.settings, len(lesson.rows.trained)
+        needed = settings.steps * settings.batch_size
+        generator = torch.Generator().manual_seed(settings.seed)
+        passes = [torch.randperm(count, generator=generator) for _ in range(-(-needed // count))]
+        self._rows, self._order = lesson.rows, torch.cat(passes)[:needed]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return self._rows.row(int(self._order[place]))
+
+
 def load_trained(model: nn.Module, folder: Path) -> None:
     """Put the trained weights of a checkpoint into the model."""
     named = dict(model.named_parameters())
@@ -121,7 +144,7 @@ class _Arguments(TrainingArguments):
 
 
 def arguments(
-    settings: HealSettings,
+    lesson: Lesson,
     pace: Pace,
     *,
     device: torch.device,
@@ -129,6 +152,8 @@ def arguments(
     folder: Path,
     eval_on_start: bool,
 ) -> TrainingArguments:
+    """How the Trainer trains a lesson."""
+    settings = lesson.settings
     schedule = settings.schedule
     return _Arguments(
         place=str(device),
@@ -154,7 +179,8 @@ def arguments(
         include_num_input_tokens_seen="non_padding",
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
-        ddp_find_unused_parameters=False if launched().count > 1 else None,
+        # Without a loss of the predictions, the head and the last norm get no gradient.
+        ddp_find_unused_parameters=set(lesson.objective.weights) == {"hidden"},
         use_cpu=device.type == "cpu",
         **_recomputation(pace.recompute),
     )
@@ -178,18 +204,50 @@ def _recomputation(asked: bool) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def training_on(device: torch.device) -> Iterator[None]:
-    """accelerate takes the first GPU unless this variable names another."""
-    name = "ACCELERATE_TORCH_DEVICE"
-    before = os.environ.get(name)
-    os.environ[name] = str(device)
+def training_on(device: torch.device, autocast: torch.dtype, logs: Path) -> Iterator[None]:
+    """A context in which accelerate takes this device, whatever a launcher's settings say."""
+    precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(autocast, "no")
+    wanted = {
+        "ACCELERATE_TORCH_DEVICE": str(device),  # else the first GPU
+        "ACCELERATE_MIXED_PRECISION": precision,
+        "TENSORBOARD_LOGGING_DIR": os.environ.get("TENSORBOARD_LOGGING_DIR", str(logs)),
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ |= wanted
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def refuse_unknown(settings: HealSettings) -> None:
+    """Refuse names that the Trainer does not know, and launchers that it is not ready for.
+
+    Raises:
+        SettingsError: Such an optimizer or tracker, or one that is not installed; FSDP, DeepSpeed.
+    """
+    optimizers = [each.value for each in OptimizerNames]
+    if settings.optimizer not in optimizers:
+        raise SettingsError(
+            f"--optimizer {settings.optimizer}: the Trainer has no such optimizer"
+            f"{nearest(settings.optimizer, optimizers)}"
+        )
+    trackers = [] if settings.report_to == "none" else [settings.report_to]
+    try:
+        for tracker in get_reporting_integration_callbacks(trackers):  # type: ignore[no-untyped-call]
+            tracker()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise SettingsError(f"--report-to {settings.report_to}: {error}") from error
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise SettingsError(
+                f"healing keeps whole weights on each GPU, and accelerate was told to use {name}: "
+                "launch with --multi_gpu alone, or train less (--method qlora)"
+            )
 
 
 def _never(*_: Any, **__: Any) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
+from depthcut.errors import SettingsError
 from depthcut.healing.checkpoints import Checkpoints
 from depthcut.healing.history import best_step, enough, judgements, losses, thinned
 from depthcut.healing.lessons import Lesson, Pace
@@ -108,12 +109,16 @@ def _trained(
     """Train from the last checkpoint on."""
     rows, settings, begun = lesson.rows, lesson.settings, checkpoints.last()
     each = _step_tokens(rows.trained, settings)
-    with training_on(device), progress("heal", settings.steps * each) as advance:
+    logs = checkpoints.folder.with_suffix(".logs")
+    with (
+        training_on(device, autocast, logs),
+        progress("heal", settings.steps * each) as advance,
+    ):
         trainer = HealTrainer(
             lesson,
             model=model,
             args=arguments(
-                settings,
+                lesson,
                 pace,
                 device=device,
                 autocast=autocast,
@@ -123,7 +128,16 @@ def _trained(
             callbacks=[Watch(advance, each, settings, checkpoints, judges=bool(rows.held_out))],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+        except torch.OutOfMemoryError as error:
+            raise SettingsError(
+                f"memory ran out on {device}: give a smaller --micro-batch-size or a shorter "
+                "--context, --recompute, --method lora or qlora, or --teacher-top-k 64"
+            ) from error
+        finally:  # accelerate wraps a model's forward, and marks it
+            trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            vars(model).pop("_is_accelerate_prepared", None)
     return trainer.state
 
 

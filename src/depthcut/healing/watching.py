@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from depthcut.errors import SettingsError
 from depthcut.healing.checkpoints import Checkpoints
 from depthcut.healing.history import best_step, enough, judgements
+from depthcut.model.ranks import all_ranks
 from depthcut.progress import Advance
 from depthcut.settings import HealSettings
 
@@ -54,10 +55,10 @@ class Watch(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        all_ranks().everywhere(None)  # each has saved its own generator
         if args.should_save:
-            self._checkpoints.finish(
-                state.global_step, best=best_step(judgements(state.log_history))
-            )
+            best = best_step(judgements(state.log_history))
+            self._checkpoints.finish(state.global_step, best=best)
 
     def on_log(
         self,
@@ -71,6 +72,7 @@ class Watch(TrainerCallback):
             return
         loss = float(logs["loss"])
         if not math.isfinite(loss):
+            self._checkpoints.give_up()
             raise SettingsError(
                 f"the loss is {loss} at step {state.global_step}: lower --learning-rate, or train "
                 "in another --dtype"

@@ -21,7 +21,12 @@ _SHARE = 0.5
 
 
 def fitting_batch_size(
-    loaded: "LoadedModel", context: int, *, bytes_per_token: int, most: int = 32
+    loaded: "LoadedModel",
+    context: int,
+    *,
+    bytes_per_token: int,
+    reserved_bytes: int = 0,
+    most: int = 32,
 ) -> int:
     """The largest power of two of sequences that half of the free memory holds, at least 1.
 
@@ -30,10 +35,12 @@ def fitting_batch_size(
         context: Tokens of each sequence.
         bytes_per_token: What the caller keeps for each token, over and above the activations of
             one layer, which are counted here.
+        reserved_bytes: Of the free memory, for what is yet to be allocated whatever the size.
         most: Never more than this.
     """
     each = int(context * (activation_bytes(loaded) + bytes_per_token))
-    fitting = int(free_memory_bytes(loaded.device) * _SHARE) // max(each, 1)
+    free = max(0, free_memory_bytes(loaded.device) - reserved_bytes)
+    fitting = int(free * _SHARE) // max(each, 1)
     return 1 << (max(1, min(fitting, most)).bit_length() - 1)
 
 

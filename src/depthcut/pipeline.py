@@ -244,7 +244,9 @@ class _Stages:
         )
         if not self._found(path, HealRecord, inputs):
             if self.overwrite:
-                _discard_other_training(path, inputs)
+                from depthcut.healing.checkpoints import discard_other_training
+
+                discard_other_training(path, inputs)
             self._made(
                 f"heal: {settings.method}, {settings.steps} steps on {in_words(settings.text)}",
                 lambda: api.heal(
@@ -341,13 +343,6 @@ def _claim(folder: Path, recipe: Recipe) -> None:
             "choose another --out"
         )
     write_file(path, write_recipe(recipe))
-
-
-def _discard_other_training(healed: Path, inputs: str) -> None:
-    """Remove the checkpoints of a killed healing, if there are any, that had other inputs."""
-    begun = healed.with_name(f"{healed.name}.training") / "inputs.json"
-    if begun.exists() and inputs.encode() not in begun.read_bytes():
-        discard(begun.parent)
 
 
 def _budget_in_words(settings: PlanSettings) -> str:

@@ -6,10 +6,9 @@ from safetensors.torch import load_file, save_file
 
 from depthcut.checkpoint.folder import open_checkpoint
 from depthcut.healing.adapters import adapted, weight_deltas
-from depthcut.healing.merging import add_to_weight
 from depthcut.healing.training import seeded
 from depthcut.model.loading import from_memory
-from depthcut.model.stored_weights import find_weight
+from depthcut.model.stored_weights import add_to_weight, find_weight
 from depthcut.settings import HealSettings
 from tests.tiny import TINY_TYPES, build_tiny, save_tiny
 

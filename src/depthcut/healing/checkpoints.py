@@ -106,6 +106,16 @@ def training_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.training")
 
 
+def discard_other_training(out: Path, inputs: str) -> None:
+    """Remove the checkpoints of a killed training that was to become `out` from other inputs."""
+    folder = training_folder(out)
+    if folder.exists():
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            begun = msgspec.json.decode((folder / _BEGUN).read_bytes(), type=Begun)
+            if begun.inputs != inputs:
+                discard(folder)
+
+
 def _read(folder: Path, inputs: str, processes: int) -> Begun:
     path = folder / _BEGUN
     if not path.exists():

@@ -9,11 +9,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from depthcut.checkpoint.headers import TensorEntry
-from depthcut.healing.merging import add_to_weight
 from depthcut.healing.targets import Targets
 from depthcut.healing.weights import as_stored, opened
 from depthcut.model.loading import LoadedModel
-from depthcut.model.stored_weights import write_weight
+from depthcut.model.stored_weights import add_to_weight, write_weight
 from depthcut.settings import HealMethod, HealSettings
 
 

@@ -70,3 +70,15 @@ def write_weight(entry: TensorEntry, weight: Tensor) -> None:
     with entry.file.open("r+b") as file:
         file.seek(entry.start)
         file.write(stored.view(torch.uint8).numpy().tobytes())
+
+
+def add_to_weight(entry: TensorEntry, delta: Tensor) -> None:
+    """Add to one tensor in its file: in float32 (float64 weights in float64), rounded once.
+
+    Args:
+        entry: The tensor, in a file that may be changed.
+        delta: What to add, float32, in the tensor's own shape.
+    """
+    before = read_weight(entry)
+    wide = torch.promote_types(before.dtype, torch.float32)
+    write_weight(entry, before.to(wide) + delta.to(wide))

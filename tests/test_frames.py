@@ -9,7 +9,7 @@ from depthcut.frames import data_frame, html_table
 from depthcut.planning import plan_from_survey
 from depthcut.settings import PlanSettings
 from tests.records_for_tests import make_survey
-from tests.reporting.run_for_tests import make_evaluation, make_facts
+from tests.reporting.run_for_tests import make_evaluation, make_facts, on_two_texts
 
 
 def test_all_text_in_a_table_is_escaped() -> None:
@@ -45,10 +45,21 @@ def test_an_evaluation_has_a_row_for_each_model() -> None:
     evaluation = make_evaluation(models)
     frame = evaluation.to_frame().set_index("model")
     assert list(frame.index) == ["original", "<pruned>"]
+    assert set(frame.text) == {"builtin"}
     assert frame.loc["<pruned>", "loss difference"] == 0.5
     assert frame.loc["original", "perplexity"] == evaluation.models[0].perplexity.value
     assert frame["loss difference"].isna().tolist() == [True, False]
     assert "&lt;pruned&gt;" in evaluation._repr_html_()
+
+
+def test_an_evaluation_on_several_texts_has_a_row_for_each_of_them_too() -> None:
+    models = [("original", make_facts(4), 3.0), ("pruned", make_facts(3), 3.5)]
+    evaluation = on_two_texts(make_evaluation(models))
+    frame = evaluation.to_frame()
+    assert list(frame.text) == ["all"] * 2 + ["support.txt"] * 2 + ["c4.jsonl"] * 2
+    lost = frame[frame.model == "pruned"].set_index("text")["loss difference"]
+    assert lost.to_dict() == {"all": 0.5, "support.txt": 0.25, "c4.jsonl": 0.75}
+    assert evaluation._repr_html_().count("c4.jsonl") == 2 + 1
 
 
 def test_without_pandas_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from depthcut.records import Evaluation
 from depthcut.settings import EvaluateSettings, LoadSettings
 from depthcut.text.sequences import Sequences
 from tests.evaluation.benchmarks.task_folder import write_tasks
-from tests.evaluation.models_for_tests import sequences_of, tiny
+from tests.evaluation.models_for_tests import mixed, sequences_of, tiny
 
 SETTINGS = EvaluateSettings(new_tokens=3, batch_size=2)
 LOAD = LoadSettings()
@@ -68,6 +68,40 @@ def test_everything_asked_for_is_in_the_record(tmp_path: Path) -> None:
     digests = [each.model.digest for each in found.models]
     assert found.origin.inputs == evaluation_inputs(digests, "d", SETTINGS, LOAD)
     assert msgspec.json.decode(msgspec.json.encode(found), type=Evaluation) == found
+
+
+def test_several_texts_are_in_the_record_apart_and_kept(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(SETTINGS, new_tokens=0)
+    models = {"whole": tiny(tmp_path), "cut": tiny(tmp_path, noise=0.05)}
+    found = evaluated(models, settings, mixed((9, 12, 9, 7), (0, 1, 0, 1)))
+    assert [[each.source for each in model.texts] for model in found.models] == [
+        ["first.txt", "second.txt"]
+    ] * 2
+    assert [cut.loss_difference is None for _, cut in found.by_text] == [False, False]
+    again = evaluated(models, settings)
+    assert again.by_text == found.by_text
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Evaluation) == found
+
+
+def test_what_was_kept_before_texts_were_judged_apart_is_measured_anew(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(SETTINGS, new_tokens=0)
+    sequences = mixed((9, 12, 9, 7), (0, 1, 0, 1))
+    models = {"a": tiny(tmp_path)}
+    found = evaluated(models, settings, sequences)
+    (kept,) = (tmp_path / "cache" / "evaluations").glob("*.json.gz")
+    old = json.loads(gzip.decompress(kept.read_bytes()))
+    for quality in old["qualities"]:
+        del quality["texts"]
+    kept.write_bytes(gzip.compress(json.dumps(old).encode()))
+    assert evaluated(models, settings, sequences).by_text == found.by_text != ()
+
+
+def test_a_record_from_before_texts_were_judged_apart_is_read(tmp_path: Path) -> None:
+    found = evaluated({"a": tiny(tmp_path)}, msgspec.structs.replace(SETTINGS, new_tokens=0))
+    old = json.loads(msgspec.json.encode(found))
+    for model in old["models"]:
+        del model["texts"]
+    assert msgspec.json.decode(json.dumps(old), type=Evaluation) == found
 
 
 def test_generations_can_be_left_out(tmp_path: Path) -> None:

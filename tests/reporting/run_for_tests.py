@@ -8,6 +8,8 @@ from operator import mul
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from depthcut.planning import plan_by_hand, plan_from_survey
 from depthcut.records import (
     Bench,
@@ -30,7 +32,10 @@ from depthcut.records import (
     Spread,
     Survey,
     TextFacts,
+    TextPart,
+    TextQuality,
     Timing,
+    texts_in_words,
     write_record,
 )
 from depthcut.settings import (
@@ -285,6 +290,56 @@ def make_evaluation(
             )
             for name, _, loss in models[1:]
         ),
+    )
+
+
+def on_two_texts(evaluation: Evaluation) -> Evaluation:
+    """The same on two texts; what a model lost was lost on the second by three quarters."""
+    assert evaluation.text
+    first = evaluation.models[0].loss
+    assert first
+    names = ("support.txt", "c4.jsonl")
+    parts = tuple(
+        TextPart(source=name, digest=name, share=0.5, sequences=32, tokens=16_352) for name in names
+    )
+    return msgspec.structs.replace(
+        evaluation,
+        text=msgspec.structs.replace(
+            evaluation.text,
+            source=texts_in_words(parts),
+            parts=parts,
+            order=bytes(each % 2 for each in range(64)),
+        ),
+        models=tuple(
+            msgspec.structs.replace(
+                model,
+                texts=tuple(
+                    make_text_quality(name, first.value, weight * (model.loss.value - first.value))
+                    for name, weight in zip(names, (0.5, 1.5), strict=True)
+                ),
+            )
+            for model in evaluation.models
+            if model.loss
+        ),
+    )
+
+
+def make_text_quality(name: str, first: float, lost: float) -> TextQuality:
+    """Of the first model where nothing was lost."""
+    loss = first + lost
+    found = TextQuality(
+        source=name,
+        loss=Estimate(value=loss, stderr=0.044),
+        perplexity=Estimate(value=math.exp(loss), stderr=0.044 * math.exp(loss)),
+        bits_per_byte=Estimate(value=loss / 3.1, stderr=0.044 / 3.1),
+    )
+    if not lost:
+        return found
+    return msgspec.structs.replace(
+        found,
+        loss_difference=Estimate(value=lost, stderr=0.017),
+        agreement=Estimate(value=math.exp(-abs(lost)), stderr=0.006),
+        kl_divergence=Estimate(value=0.9 * abs(lost), stderr=0.014),
     )
 
 

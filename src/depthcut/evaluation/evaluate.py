@@ -280,6 +280,7 @@ def _side_by_side(
                 loss=quality.loss if quality else None,
                 perplexity=quality.perplexity if quality else None,
                 bits_per_byte=quality.bits_per_byte if quality else None,
+                texts=quality.texts if quality else (),
                 generations=writing.generations[place] if writing else (),
                 degeneration=writing.degenerations[place] if writing else None,
             )

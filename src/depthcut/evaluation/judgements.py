@@ -1,6 +1,6 @@
 """What is measured of all models at once, as it is kept: they stand in order, without names."""
 
-from depthcut.records import Comparison, Degeneration, Estimate, Record, TextFacts
+from depthcut.records import Comparison, Degeneration, Estimate, Record, TextFacts, TextQuality
 
 
 class Quality(Record, frozen=True, kw_only=True):
@@ -9,6 +9,8 @@ class Quality(Record, frozen=True, kw_only=True):
     loss: Estimate
     perplexity: Estimate
     bits_per_byte: Estimate
+    texts: tuple[TextQuality, ...]
+    """No default: what was kept before texts were judged apart cannot be read, and is made anew."""
 
 
 class Judgement(Record, frozen=True, kw_only=True):

@@ -1,10 +1,12 @@
 """How well models predict a text: all of them on the same batches, so that they pair."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from depthcut.errors import CheckpointError, SettingsError
@@ -14,8 +16,10 @@ from depthcut.model.batching import fitting_batch_size
 from depthcut.model.loading import LoadedModel
 from depthcut.predictions import CHUNK_BYTES, token_divergences, token_losses
 from depthcut.progress import progress
-from depthcut.records import Comparison
+from depthcut.records import Comparison, Estimate, TextFacts, TextQuality
 from depthcut.text.sequences import Batch, Sequences
+
+_log = logging.getLogger(__name__)
 
 PROBE = "Naïve façade: 12,345 tokens\n\tdef f(x): return x ** 2  # 你好 🙂"
 """Tokenizers that split this alike, with vocabularies of one size, are taken as the same."""
@@ -28,6 +32,27 @@ class _Sums:
     loss: Tensor
     divergence: Tensor
     agreement: Tensor
+
+    def of(self, places: Tensor) -> "_Sums":
+        """Those of some sequences."""
+        return _Sums(self.loss[places], self.divergence[places], self.agreement[places])
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Per sequence: its predicted tokens, and the bytes that these stand for."""
+
+    tokens: Tensor
+    text_bytes: Tensor
+
+    def of(self, places: Tensor) -> "_Sizes":
+        """Those of some sequences."""
+        return _Sizes(self.tokens[places], self.text_bytes[places])
+
+    @property
+    def have_errors(self) -> bool:
+        """Whether means over them have a spread: see `ratio_estimate`."""
+        return all(int((each > 0).sum()) > 1 for each in (self.tokens, self.text_bytes))
 
 
 def refuse_unpaired(models: Mapping[str, LoadedModel]) -> None:
@@ -65,7 +90,9 @@ def judge(
 
     The loss is the mean over tokens in nats; padding and the first token of a sequence, which
     nothing predicts, do not count. Errors are over sequences, and the difference of losses is
-    paired: taken within each sequence, so that what makes a text hard cancels.
+    paired: taken within each sequence, so that what makes a text hard cancels. Of several texts
+    each is judged by itself as well, from the same sums: all together are the mean of the texts,
+    weighted by their tokens.
 
     Logits come as the model gives them (its softcapping and scales included); the softmax is
     taken in float32, a chunk of tokens at a time.
@@ -77,24 +104,73 @@ def judge(
     """
     refuse_unpaired(models)
     sums = _measure(models, sequences, batch_size or _batch_size(models, sequences))
-    lengths = torch.tensor([max(0, len(ids) - 1) for ids in sequences.sequences])
-    sizes_bytes = torch.tensor(sequences.text_bytes)
+    sizes = _Sizes(
+        torch.tensor([max(0, len(ids) - 1) for ids in sequences.sequences]),
+        torch.tensor(sequences.text_bytes),
+    )
+    texts = _texts(sequences.facts, sizes)
     first, *others = models
     qualities = {}
     for name in models:
-        loss = ratio_estimate(sums[name].loss, lengths)
-        in_bits = bits_per_byte(sums[name].loss, sizes_bytes)
-        qualities[name] = Quality(loss=loss, perplexity=perplexity(loss), bits_per_byte=in_bits)
-    comparisons = tuple(
-        Comparison(
-            name=name,
-            loss_difference=ratio_estimate(sums[name].loss - sums[first].loss, lengths),
-            agreement=ratio_estimate(sums[name].agreement, lengths),
-            kl_divergence=ratio_estimate(sums[name].divergence, lengths),
+        loss, in_bits = _loss(sums[name], sizes)
+        qualities[name] = Quality(
+            loss=loss,
+            perplexity=perplexity(loss),
+            bits_per_byte=in_bits,
+            texts=tuple(
+                _on_text(
+                    source,
+                    sums[name].of(own),
+                    sums[first].of(own) if name != first else None,
+                    sizes.of(own),
+                )
+                for source, own in texts
+            ),
         )
-        for name in others
+    comparisons = tuple(
+        Comparison(name=name, **_differences(sums[name], sums[first], sizes)) for name in others
     )
     return qualities, comparisons
+
+
+def _texts(facts: TextFacts, sizes: _Sizes) -> list[tuple[str, Tensor]]:
+    """Names of several texts, and which sequences are theirs, shape (sequences,) bool."""
+    if len(facts.parts) < 2:
+        return []
+    of = torch.tensor(facts.part_of_sequences)
+    found = []
+    for number, part in enumerate(facts.parts):
+        if sizes.of(of == number).have_errors:
+            found.append((part.source, of == number))
+        elif part.sequences:  # of which none was read, its reader has said so
+            _log.warning(
+                "%s is not judged by itself: %d of its sequences were read, and at least 2 are "
+                "needed to know the error; give more --tokens, or a shorter --context",
+                *(part.source, part.sequences),
+            )
+    return found
+
+
+def _on_text(source: str, sums: _Sums, reference: _Sums | None, sizes: _Sizes) -> TextQuality:
+    loss, in_bits = _loss(sums, sizes)
+    found = TextQuality(
+        source=source, loss=loss, perplexity=perplexity(loss), bits_per_byte=in_bits
+    )
+    return replace(found, **_differences(sums, reference, sizes)) if reference else found
+
+
+def _loss(sums: _Sums, sizes: _Sizes) -> tuple[Estimate, Estimate]:
+    """Nats per token, and bits per byte."""
+    return ratio_estimate(sums.loss, sizes.tokens), bits_per_byte(sums.loss, sizes.text_bytes)
+
+
+def _differences(sums: _Sums, reference: _Sums, sizes: _Sizes) -> dict[str, Estimate]:
+    """What a `Comparison` and a `TextQuality` say of a model beside the first."""
+    return {
+        "loss_difference": ratio_estimate(sums.loss - reference.loss, sizes.tokens),
+        "agreement": ratio_estimate(sums.agreement, sizes.tokens),
+        "kl_divergence": ratio_estimate(sums.divergence, sizes.tokens),
+    }
 
 
 def _measure(

@@ -13,6 +13,7 @@ from depthcut.records.evaluation import (
     Degeneration,
     Evaluation,
     ModelEvaluation,
+    TextQuality,
 )
 from depthcut.records.facts import (
     Estimate,
@@ -112,6 +113,7 @@ __all__ = [
     "TextChoice",
     "TextFacts",
     "TextPart",
+    "TextQuality",
     "Timing",
     "Verification",
     "Way",

@@ -34,6 +34,20 @@ class Degeneration(Record, frozen=True, kw_only=True):
     not share a vocabulary."""
 
 
+class TextQuality(Record, frozen=True, kw_only=True):
+    """One model on one of several texts: the sequences of that text alone, out of those of all."""
+
+    source: str
+    """Of the text, as the user named it, without its weight."""
+    loss: Estimate
+    perplexity: Estimate
+    bits_per_byte: Estimate
+    loss_difference: Estimate | None = None
+    """None for the first model, as the next two; else what `Comparison` says of all texts."""
+    agreement: Estimate | None = None
+    kl_divergence: Estimate | None = None
+
+
 class ModelEvaluation(Record, frozen=True, kw_only=True):
     """One model, judged."""
 
@@ -43,6 +57,9 @@ class ModelEvaluation(Record, frozen=True, kw_only=True):
     """Nats per predicted token, standard error over sequences; None, as the next two: no text."""
     perplexity: Estimate | None
     bits_per_byte: Estimate | None
+    texts: tuple[TextQuality, ...] = ()
+    """Of several texts each by itself, in their order; one of which fewer than two sequences were
+    read has no error, and is left out. Empty where there is one text."""
     generations: tuple[str, ...]
     """One for each prompt, greedy."""
     degeneration: Degeneration | None = None
@@ -76,8 +93,16 @@ class Evaluation(Record, frozen=True, kw_only=True):
     """For the second model and those after it."""
     tasks: TaskResults | None = None
 
+    @property
+    def by_text(self) -> tuple[tuple[TextQuality, ...], ...]:
+        """For each of several texts how the models do on it, in their order."""
+        return tuple(zip(*(each.texts for each in self.models), strict=True))
+
     def to_frame(self) -> "DataFrame":
-        """One row for each model; needs pandas."""
+        """One row for each model, and one for each model on each of several texts; needs pandas.
+
+        The column text says which; "all" is all of several.
+        """
         return data_frame(_EVALUATION_COLUMNS, self._judgements())
 
     def _repr_html_(self) -> str:
@@ -87,26 +112,45 @@ class Evaluation(Record, frozen=True, kw_only=True):
 
     def _judgements(self) -> list[Row]:
         compared = {each.name: each for each in self.comparisons}
-        rows: list[Row] = []
-        for each in self.models:
-            against = compared.get(each.name)
-            rows.append(
-                (
-                    each.name,
-                    each.model.layers,
-                    each.model.parameters,
-                    *value_and_error(each.perplexity),
-                    each.bits_per_byte.value if each.bits_per_byte else None,
-                    *value_and_error(against.loss_difference if against else None),
-                    against.agreement.value if against else None,
-                    against.kl_divergence.value if against else None,
-                )
-            )
-        return rows
+        text = "all" if any(each.texts for each in self.models) else None
+        if text is None and self.text:
+            text = self.text.source
+        return [
+            *(_row(each, text, each, compared.get(each.name)) for each in self.models),
+            *(
+                _row(model, each.source, each, each)
+                for on_text in self.by_text
+                for model, each in zip(self.models, on_text, strict=True)
+            ),
+        ]
+
+
+def _row(
+    model: ModelEvaluation,
+    text: str | None,
+    quality: ModelEvaluation | TextQuality,
+    against: Comparison | TextQuality | None,
+) -> Row:
+    return (
+        model.name,
+        text,
+        model.model.layers,
+        model.model.parameters,
+        *value_and_error(quality.perplexity),
+        _value(quality.bits_per_byte),
+        *value_and_error(against.loss_difference if against else None),
+        _value(against.agreement if against else None),
+        _value(against.kl_divergence if against else None),
+    )
+
+
+def _value(estimate: Estimate | None) -> float | None:
+    return value_and_error(estimate)[0]
 
 
 _EVALUATION_COLUMNS = (
     "model",
+    "text",
     "layers",
     "parameters",
     "perplexity",

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -113,34 +114,28 @@ def heal_checkpoint(
                 autocast=autocast,
                 checkpoints=checkpoints,
             )
-            record = None
-            if ranks.rank == 0:
-                with new_folder(out, needed_bytes=loaded.facts.weight_bytes) as working:
-                    _put(loaded, trainee, base, working, keep_adapter=settings.keep_adapter)
-                    record = HealRecord(
-                        origin=Origin.since(started, inputs=inputs),
-                        model=loaded.facts,
-                        teacher=teacher.facts if teacher else None,
-                        text=sequences.facts,
-                        settings=settings,
-                        load=load,
-                        trained_parameters=trainable(model),
-                        trained_tokens=training.tokens,
-                        micro_batch_size=pace.micro_batch_size,
-                        devices=ranks.count,
-                        starts=checkpoints.begun.starts,
-                        training_seconds=training.seconds,
-                        losses=training.losses,
-                        judgements=training.judgements,
-                        held_out_tokens=sum(len(each) for each in rows.held_out),
-                        best_step=training.best_step,
-                        stopped_early=training.stopped_early,
-                        result=model_facts(open_checkpoint(working), source=str(out)),
-                    )
-                    card = heal_card(record, base.folder, name=out.name)
-                    (working / "README.md").write_text(card, encoding="utf-8")
-                    write_record(record, working / "depthcut.json")
-            told = ranks.of_first(record)
+            tell = partial(
+                HealRecord,
+                origin=Origin.since(started, inputs=inputs),
+                model=loaded.facts,
+                teacher=teacher.facts if teacher else None,
+                text=sequences.facts,
+                settings=settings,
+                load=load,
+                trained_parameters=trainable(model),
+                micro_batch_size=pace.micro_batch_size,
+                devices=ranks.count,
+                starts=checkpoints.begun.starts,
+                held_out_tokens=sum(len(each) for each in rows.held_out),
+                trained_tokens=training.tokens,
+                training_seconds=training.seconds,
+                losses=training.losses,
+                judgements=training.judgements,
+                best_step=training.best_step,
+                stopped_early=training.stopped_early,
+            )
+            first = ranks.rank == 0
+            told = ranks.of_first(_written(out, loaded, trainee, base, tell) if first else None)
     assert told is not None  # the first process wrote it
     _warn_of_no_help(told)
     return told
@@ -219,9 +214,26 @@ def _refuse_unstored(base: Checkpoint, trainee: Trainee) -> None:
         find_weight(base, name, tensor.shape)
 
 
-def _put(
-    loaded: LoadedModel, trainee: Trainee, base: Checkpoint, working: Path, *, keep_adapter: bool
-) -> None:
+def _written(
+    out: Path,
+    loaded: LoadedModel,
+    trainee: Trainee,
+    base: Checkpoint,
+    tell: Callable[..., HealRecord],
+) -> HealRecord:
+    """The result in its folder: the base with what was learned, the record and its card."""
+    with new_folder(out, needed_bytes=loaded.facts.weight_bytes) as working:
+        _put(loaded, trainee, base, working)
+        record = tell(result=model_facts(open_checkpoint(working), source=str(out)))
+        if record.settings.keep_adapter and trainee.save_adapter is not None:
+            trainee.save_adapter(working / "adapter")
+        card = heal_card(record, base.folder, name=out.name)
+        (working / "README.md").write_text(card, encoding="utf-8")
+        write_record(record, working / "depthcut.json")
+    return record
+
+
+def _put(loaded: LoadedModel, trainee: Trainee, base: Checkpoint, working: Path) -> None:
     copy_base(base.folder, working)
     copied = open_checkpoint(working)
     ties: dict[str, str] = getattr(loaded.model, "all_tied_weights_keys", {})
@@ -235,5 +247,3 @@ def _put(
         for other, source in ties.items():
             if source == name and other in copied.tensors:  # stored twice
                 trainee.put(copied.tensors[other], tensor)
-    if keep_adapter and trainee.save_adapter is not None:
-        trainee.save_adapter(working / "adapter")

@@ -20,6 +20,7 @@ from tests.reporting.run_for_tests import (
     make_facts,
     make_run,
     make_survey,
+    on_two_texts,
 )
 
 VOID = {"meta", "br", "wbr", "img", "link", "hr", "input"}
@@ -290,6 +291,20 @@ def test_a_healed_model_that_beats_its_parent_comes_with_the_reason(tmp_path: Pa
     found = page_of(run._replace(evaluation=evaluation), tmp_path).text
     assert "Healing trained it on builtin, and the original was not" in found
     assert "the original was not" not in page_of(make_run(), tmp_path / "other").text
+
+
+@pytest.mark.parametrize("repaired", [True, False])
+def test_several_texts_are_told_apart(repaired: bool, tmp_path: Path) -> None:
+    run = make_run(6, repair=repaired, heal=repaired)
+    assert run.evaluation
+    evaluation = on_two_texts(run.evaluation)
+    page = page_of(run._replace(evaluation=evaluation), tmp_path)
+    assert "texts" in {attributes.get("id") for _, attributes in page.elements}
+    assert "support.txt original 28.8 ± 1.3 1.084 ± 0.014 – – – the reference pruned" in page.text
+    shares = "support.txt perplexity 28.8 ± 1.3 47.2 ± 2.1 37.7 ± 1.7 45.5 ± 3.9 %"
+    assert (shares in page.text) == repaired
+    alone = page_of(make_run(6), tmp_path / "alone")
+    assert "texts" not in {attributes.get("id") for _, attributes in alone.elements}
 
 
 def test_an_evaluation_without_a_text_shows_no_quality_on_one(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from depthcut.reporting.recovery import (
 from depthcut.reporting.results import Results, read_results
 from depthcut.reporting.story import story
 from tests.reporting.ladder_for_tests import make_tasks
-from tests.reporting.run_for_tests import make_run
+from tests.reporting.run_for_tests import make_run, on_two_texts
 
 
 @pytest.fixture
@@ -69,6 +69,38 @@ def test_a_cut_that_lost_nothing_certain_has_no_shares(tmp_path: Path) -> None:
     measure = on_text(read_results(run._replace(evaluation=evaluation).write(tmp_path)))
     assert measure
     assert measure.back == {}
+
+
+def test_several_texts_have_a_share_each_beside_that_of_all(tmp_path: Path) -> None:
+    run = make_run(6)
+    assert run.evaluation
+    evaluation = on_two_texts(run.evaluation)
+    results = read_results(run._replace(evaluation=evaluation).write(tmp_path))
+    found = {each.name: each for each in measures(results)}
+    whole = "support.txt (50%) and c4.jsonl (50%)"
+    assert list(found) == [whole, "support.txt", "c4.jsonl"]
+    assert found["support.txt"].values == ("28.8 ± 1.3", "47.2 ± 2.1", "37.7 ± 1.7", "34.3 ± 1.5")
+    cut, _, healed = (each.texts[0].loss_difference for each in evaluation.models[1:])
+    assert cut
+    assert healed
+    assert found["support.txt"].back["healed"] == came_back(cut, healed)
+    told = " ".join(story(results))
+    assert "The healed model is on support.txt alone significantly worse: 1.19× the perpl" in told
+    assert "; on c4.jsonl alone significantly worse: 1.69× the perplexity of the original" in told
+
+
+def test_a_text_on_which_the_cut_lost_nothing_certain_has_no_share(tmp_path: Path) -> None:
+    run = make_run(6)
+    assert run.evaluation
+    evaluation = on_two_texts(run.evaluation)
+    first, cut, *others = evaluation.models
+    unsure = msgspec.structs.replace(
+        cut.texts[0], loss_difference=Estimate(value=0.01, stderr=0.012)
+    )
+    cut = msgspec.structs.replace(cut, texts=(unsure, cut.texts[1]))
+    evaluation = msgspec.structs.replace(evaluation, models=(first, cut, *others))
+    found = measures(read_results(run._replace(evaluation=evaluation).write(tmp_path)))
+    assert [sorted(each.back) for each in found[1:]] == [[], ["healed", "repaired"]]
 
 
 def test_a_cut_that_nothing_followed_has_no_measures(tmp_path: Path) -> None:

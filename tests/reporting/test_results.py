@@ -9,7 +9,13 @@ from depthcut.errors import RecordError
 from depthcut.records import write_record
 from depthcut.reporting.headline import headline_lines
 from depthcut.reporting.results import read_results
-from tests.reporting.run_for_tests import make_bench, make_evaluation, make_facts, make_run
+from tests.reporting.run_for_tests import (
+    make_bench,
+    make_evaluation,
+    make_facts,
+    make_run,
+    on_two_texts,
+)
 
 
 def test_an_empty_folder_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
@@ -99,6 +105,15 @@ def test_the_headline_has_the_numbers_of_the_records(tmp_path: Path) -> None:
     assert "1.30×" in text
     assert "pruned: significantly worse by 0.990 ± 0.012 nats per token than original" in text
     assert all(len(line) < 120 for line in lines)
+
+
+def test_the_headline_tells_several_texts_apart(tmp_path: Path) -> None:
+    run = make_run(layers=6)
+    assert run.evaluation
+    evaluation = on_two_texts(run.evaluation)
+    lines = headline_lines(read_results(run._replace(evaluation=evaluation).write(tmp_path)))
+    said = "significantly worse by 0.525 ± 0.017 nats per token than original"
+    assert f"  healed on c4.jsonl: {said}" in lines
 
 
 @pytest.mark.parametrize("kept", ["survey", "plan", "slice", "repair", "heal", "evaluation"])

@@ -6,7 +6,14 @@ from rich.table import Table
 from depthcut.records import Energy, OwnText
 from depthcut.reporting import terminal
 from depthcut.settings import LoadSettings, OwnTextSettings
-from tests.reporting.run_for_tests import ORIGIN, make_bench, make_facts, make_run, make_spread
+from tests.reporting.run_for_tests import (
+    ORIGIN,
+    make_bench,
+    make_facts,
+    make_run,
+    make_spread,
+    on_two_texts,
+)
 
 TEXT, MODEL = "chat.jsonl[question,answer] (60%) and [a].txt (40%)", "folder[1]/model"
 
@@ -28,6 +35,24 @@ def test_names_with_brackets_are_shown_as_they_are(capsys: pytest.CaptureFixture
     assert MODEL in capsys.readouterr().out
     terminal.show(f"next: depthcut survey {MODEL} --text {TEXT}")
     assert capsys.readouterr().out == f"next: depthcut survey {MODEL} --text {TEXT}\n"
+
+
+def test_each_of_several_texts_has_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(6)
+    assert run.evaluation is not None
+    terminal.show(terminal.evaluation_tables(on_two_texts(run.evaluation)))
+    lines = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    (start,) = (row for row, cells in enumerate(lines) if cells[:1] == ["support.txt"])
+    assert lines[start][:3] == ["support.txt", "original", "28.8 ± 1.3"]
+    assert lines[start][-1] == "the reference"
+    assert lines[start + 3][:3] == ["", "healed", "34.3 ± 1.5"]
+    assert lines[start + 3][-1] == "significantly worse by 0.175 ± 0.017 nats per token"
+    assert lines[start + 5][:3] == ["c4.jsonl", "original", "28.8 ± 1.3"]
+    terminal.show(terminal.evaluation_tables(run.evaluation))
+    assert "text" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("cut", "says"), [(0, "smollm2; 1,234"), (3, "smollm2, 3 cut at 512 tok")])

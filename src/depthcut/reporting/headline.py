@@ -6,7 +6,16 @@ from depthcut.reporting.benchmarks.scores import PERCENT
 from depthcut.reporting.ladder import chain_average, ladder, ladder_facts, ladder_outcome
 from depthcut.reporting.recovery import Measure, on_average, on_text
 from depthcut.reporting.results import Results
-from depthcut.reporting.words import amount, change, estimates, ratio, share, size, verdict
+from depthcut.reporting.words import (
+    amount,
+    change,
+    estimates,
+    ratio,
+    share,
+    short_source,
+    size,
+    verdict,
+)
 
 
 @dataclass(frozen=True)
@@ -66,11 +75,19 @@ def outcome(results: Results) -> str:
 
 
 def judgements(results: Results) -> list[tuple[str, str]]:
-    """Model name and how it stands against the reference, in words."""
+    """Model name and how it stands against the reference, in words; on several texts also how on
+    each.
+    """
     if results.evaluation is None:
         return []
-    first = results.evaluation.models[0].name
-    judged = [(each.name, verdict(each.loss_difference)) for each in results.evaluation.comparisons]
+    evaluation, first = results.evaluation, results.evaluation.models[0].name
+    judged = [(each.name, verdict(each.loss_difference)) for each in evaluation.comparisons]
+    judged += [
+        (f"{model.name} on {short_source(each.source)}", verdict(each.loss_difference))
+        for model in evaluation.models
+        for each in model.texts
+        if each.loss_difference
+    ]
     return [
         (name, f"{each.text} {'than' if each.kind in ('worse', 'better') else 'against'} {first}")
         for name, each in judged

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from depthcut.records import Estimate, TaskResults
@@ -70,15 +70,23 @@ def on_text(results: Results) -> Measure | None:
         return None
     found = {link.name: results.comparison(model) for link, model in results.judged}
     lost = {name: each.loss_difference for name, each in found.items() if each}
-    cut = lost.get("pruned")
-    return Measure(
-        short_source(text.source),
-        "perplexity",
-        tuple(
-            estimate(model.perplexity) if model.perplexity else "–" for _, model in results.judged
-        ),
-        _back(results, lost) if cut and verdict(cut).kind == "worse" else {},
-    )
+    perplexities = [model.perplexity for _, model in results.judged]
+    return _by_perplexity(results, text.source, perplexities, lost)
+
+
+def on_each_text(results: Results) -> list[Measure]:
+    """The models on each of several texts by itself; none as above, or where there is one text."""
+    names = [link.name for link, _ in results.judged]
+    found = []
+    for on_one in zip(*(model.texts for _, model in results.judged), strict=True):
+        lost = {
+            name: each.loss_difference
+            for name, each in zip(names, on_one, strict=True)
+            if each.loss_difference
+        }
+        perplexities = [each.perplexity for each in on_one]
+        found.append(_by_perplexity(results, on_one[0].source, perplexities, lost))
+    return found if _after(results) else []
 
 
 def on_average(results: Results) -> Measure | None:
@@ -102,7 +110,8 @@ def measures(results: Results) -> list[Measure]:
     """Everything that the models of a run were judged by."""
     tasks = results.evaluation.tasks if results.evaluation else None
     by_task = _on_tasks(results, tasks) if tasks and _after(results) else ()
-    return [each for each in (on_text(results), *by_task, on_average(results)) if each]
+    every = (on_text(results), *on_each_text(results), *by_task, on_average(results))
+    return [each for each in every if each]
 
 
 def costs(results: Results) -> list[Cost]:
@@ -183,6 +192,21 @@ def _on_tasks(results: Results, tasks: TaskResults) -> Iterator[Measure]:
             ),
             _back(results, lost) if cut and kind_of(task, cut) == "worse" else {},
         )
+
+
+def _by_perplexity(
+    results: Results,
+    source: str,
+    perplexities: Sequence[Estimate | None],
+    lost: Mapping[str, Estimate],
+) -> Measure:
+    cut = lost.get("pruned")
+    return Measure(
+        short_source(source),
+        "perplexity",
+        tuple(estimate(each) if each else "–" for each in perplexities),
+        _back(results, lost) if cut and verdict(cut).kind == "worse" else {},
+    )
 
 
 def _back(results: Results, lost: Mapping[str, Estimate]) -> dict[str, Estimate]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from depthcut.records import Comparison, Plan, SpeedRatio, Survey, layers_in_words
+from depthcut.records import Estimate, Plan, SpeedRatio, Survey, layers_in_words
 from depthcut.reporting.benchmarks.story import average_sentence
 from depthcut.reporting.ladder import ladder, ladder_story
 from depthcut.reporting.recovery import on_text
@@ -17,6 +17,7 @@ from depthcut.reporting.words import (
     ratio,
     sentence,
     share,
+    short_source,
     span,
     stability_in_words,
     verdict,
@@ -106,7 +107,7 @@ def judgements(results: Results) -> list[tuple[str, str]]:
     for each in results.evaluation.comparisons:
         agreement = 100 * each.agreement.value
         sentences = [
-            f"{sentence(_cost(each, first.name))}.",
+            f"{sentence(_cost(each.loss_difference, first.name))}.",
             f"It predicts the same next token as {first.name} in {agreement:.0f} % of places.",
         ]
         timed = results.bench.ratio(each.name) if results.bench else None
@@ -147,7 +148,7 @@ def _what_it_cost(results: Results) -> list[str]:
     for link, model in results.judged[1:]:
         if (compared := results.comparison(model)) is None:
             continue
-        cost = _cost(compared, "the original")
+        cost = _cost(compared.loss_difference, "the original")
         share_back = f"{share(back[link.name])} of what the cut lost" if link.name in back else ""
         state = sentence(link.state)
         if not sentences:
@@ -163,7 +164,18 @@ def _what_it_cost(results: Results) -> list[str]:
                 f"Healing trained it on {heal.text.source}, and the original was not: "
                 "this says nothing of what else it knew."
             )
-    return sentences
+    return sentences + _on_each_text(results)
+
+
+def _on_each_text(results: Results) -> list[str]:
+    """The last model of the run on each of several texts."""
+    link, model = results.judged[-1]
+    costs = [
+        f"on {short_source(each.source)} alone {_cost(each.loss_difference, 'the original')}"
+        for each in model.texts
+        if each.loss_difference
+    ]
+    return [f"The {link.state} model is {'; '.join(costs)}."] if costs else []
 
 
 def _what_it_answers(results: Results) -> list[str]:
@@ -176,11 +188,11 @@ def _what_it_answers(results: Results) -> list[str]:
     return [average_sentence(average, f"the {link.state} model", "the original")] if average else []
 
 
-def _cost(comparison: Comparison, first: str) -> str:
-    judged = verdict(comparison.loss_difference)
+def _cost(difference: Estimate, first: str) -> str:
+    judged = verdict(difference)
     if judged.kind in ("worse", "better"):
         by = judged.text.removeprefix(f"significantly {judged.kind} by ")
-        factor = perplexity_factor(comparison)
+        factor = perplexity_factor(difference)
         return f"significantly {judged.kind}: {factor} the perplexity of {first}, {by}"
     return f"{judged.text}, against {first}"
 

@@ -10,10 +10,12 @@ from rich.table import Table
 
 from depthcut.records import (
     Bench,
+    Comparison,
     Estimate,
     Evaluation,
     HealRecord,
     Inspection,
+    ModelEvaluation,
     OwnText,
     Plan,
     RepairRecord,
@@ -23,6 +25,7 @@ from depthcut.records import (
     Spread,
     Survey,
     Sweep,
+    TextQuality,
     Verification,
     layers_in_words,
 )
@@ -55,6 +58,7 @@ from depthcut.reporting.words import (
 )
 
 _OBJECTIVES = {"kl": "KL divergence in nats", "loss": "loss in nats"}
+_QUALITY = ("perplexity", "bits/byte", "same next token", "KL", "loss against first")
 _NO_TERMINAL = 160
 """Characters in a line of what is piped."""
 _COLUMNS = 2
@@ -359,31 +363,49 @@ def evaluation_tables(evaluation: Evaluation) -> RenderableType:
     evaluation = with_short_names(evaluation)
     text = evaluation.text
     compared = {each.name: each for each in evaluation.comparisons}
-    quality = Table(
-        "model", "layers", "perplexity", "bits/byte", "same next token", "KL", "loss against first"
-    )
+    quality = Table("model", "layers", *_QUALITY)
     cost = Table("model", "parameters", "weights")
     for each in evaluation.models:
         other = compared.get(each.name)
-        quality.add_row(
-            escape(each.name),
-            str(each.model.layers),
-            estimate(each.perplexity) if each.perplexity else "–",
-            estimate(each.bits_per_byte) if each.bits_per_byte else "–",
-            f"{other.agreement.value:.1%}" if other else "–",
-            estimate(other.kl_divergence) if other else "–",
-            verdict(other.loss_difference).text if other else "the reference",
-        )
+        quality.add_row(escape(each.name), str(each.model.layers), *_quality_cells(each, other))
         cost.add_row(
             escape(each.name), amount(each.model.parameters), size(each.model.weight_bytes)
         )
     parts: list[RenderableType] = [cost]
     if text:
         head = f"{text.source}: {text.sequences:,} sequences, {text.tokens:,} tokens"
-        parts = [escape(head), quality, *parts]
+        apart = [_table_by_text(evaluation)] if evaluation.by_text else []
+        parts = [escape(head), quality, *apart, *parts]
     if evaluation.tasks:
         parts.append(benchmark_tables(evaluation.tasks, [each.name for each in evaluation.models]))
     return Group(*parts)
+
+
+def _table_by_text(evaluation: Evaluation) -> Table:
+    """The same for each of several texts by itself."""
+    table = Table("text", "model", *_QUALITY)
+    for on_text in evaluation.by_text:
+        table.add_section()
+        for model, each in zip(evaluation.models, on_text, strict=True):
+            text = short_source(each.source) if each is on_text[0] else ""
+            table.add_row(escape(text), escape(model.name), *_quality_cells(each, each))
+    return table
+
+
+def _quality_cells(
+    quality: ModelEvaluation | TextQuality, against: Comparison | TextQuality | None
+) -> tuple[str, ...]:
+    """In the order of `_QUALITY`."""
+    agreement = against.agreement if against else None
+    divergence = against.kl_divergence if against else None
+    difference = against.loss_difference if against else None
+    return (
+        estimate(quality.perplexity) if quality.perplexity else "–",
+        estimate(quality.bits_per_byte) if quality.bits_per_byte else "–",
+        f"{agreement.value:.1%}" if agreement else "–",
+        estimate(divergence) if divergence else "–",
+        verdict(difference).text if difference else "the reference",
+    )
 
 
 def bench_table(bench: Bench) -> RenderableType:

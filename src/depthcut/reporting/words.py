@@ -8,7 +8,6 @@ from typing import Literal
 
 from depthcut.records import (
     Block,
-    Comparison,
     Estimate,
     Spread,
     Stability,
@@ -205,9 +204,9 @@ def verdict(difference: Estimate) -> Verdict:
     return Verdict(side, f"significantly {side} by {shown} nats per token")
 
 
-def perplexity_factor(comparison: Comparison) -> str:
-    """The loss difference as a factor of the perplexity: "2.69×"."""
-    return f"{math.exp(min(comparison.loss_difference.value, 50.0)):.3g}×"
+def perplexity_factor(difference: Estimate) -> str:
+    """A difference of losses as a factor of the perplexity: "2.69×"."""
+    return f"{math.exp(min(difference.value, 50.0)):.3g}×"
 
 
 def ratio(measured: Spread | None) -> Ratio | None:

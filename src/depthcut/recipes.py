@@ -146,7 +146,11 @@ def demo_recipe(*, quick: bool = False, heal: bool = False) -> Recipe:
         if quick
         else SearchSettings(part="train", drop=5, tokens=4096, context=128, protect="0"),
         plan=PlanSettings(drop=5, criterion="block-influence", protect="0"),
-        repair=RepairSettings(part="train", tokens=8192 if quick else 32768),
+        repair=RepairSettings(
+            part="train",
+            method="refit-mlp" if quick else "refit",
+            tokens=8192 if quick else 32768,
+        ),
         heal=healing if heal else None,
         evaluate=EvaluateSettings(
             part="held-out",

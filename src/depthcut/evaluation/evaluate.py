@@ -166,7 +166,8 @@ class _Answered:
         if found is not None:
             return found
         key = self._key(asked, candidate)
-        parts = half_done(key, fresh=self._fresh)
+        # The first alone removes what is old: a later one would remove what the first just began.
+        parts = _of_first(lambda: half_done(key, fresh=self._fresh))
         unit = self._opened().answer(asked, candidate, parts=parts)
         if not launched().rank:
             keep(key, unit)

@@ -357,8 +357,8 @@ class HealSettings(TextSettings, frozen=True, kw_only=True):
     patience: int = 0
     """Stop after so many judgements without a better one; 0: never."""
     save_every: int | None = None
-    """Steps between two checkpoints, from which the same command goes on after a kill. Default: at
-    every judgement."""
+    """Steps between two checkpoints, from which the same command goes on after a kill; there is one
+    after ten minutes at most. Default: at every judgement."""
     report_to: str = "none"
     """Also log to tensorboard, wandb or another that transformers' Trainer knows."""
     seed: int = 0

@@ -347,3 +347,9 @@ def test_what_is_no_file_is_as_good_as_missing(single: Path) -> None:
     (single / "config.json").symlink_to("config.json")
     with pytest.raises(CheckpointError, match="no config"):
         open_checkpoint(single)
+
+
+def test_an_adapter_is_not_taken_for_a_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is a PEFT adapter"):
+        open_checkpoint(tmp_path)

@@ -195,6 +195,22 @@ def test_other_settings_do_not_go_on_with_a_training(
     assert healed(folder, out, replace(SETTINGS, save_every=5, report_to="none")).starts == 2
 
 
+def test_no_more_than_minutes_of_work_are_lost(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("depthcut.healing.watching._MOST_LOST_SECONDS", 0)
+    saved = []
+    finish = Checkpoints.finish
+    monkeypatch.setattr(
+        Checkpoints,
+        "finish",
+        lambda self, step, *, best: (saved.append(step), finish(self, step, best=best)),
+    )
+    settings = replace(SETTINGS, held_out_tokens=0, save_every=100)
+    healed(folder, tmp_path / "healed", settings)
+    assert saved == list(range(1, 9))
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     place = tmp_path / "healed.training"
     place.mkdir()

@@ -150,6 +150,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     if not folder.is_dir():
         raise CheckpointError(f"no folder {folder}: a checkpoint folder is needed")
+    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} is a PEFT adapter, and a whole model is needed: merge it into its base "
+            "(merge_and_unload) and save that"
+        )
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{folder} has no config.json: a folder as save_pretrained writes it is needed"

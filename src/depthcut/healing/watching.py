@@ -1,6 +1,7 @@
 """What happens on the way of a training: when to judge, to save and to stop; what people see."""
 
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from depthcut.healing.history import best_step, enough, judgements
 from depthcut.model.ranks import all_ranks
 from depthcut.progress import Advance
 from depthcut.settings import HealSettings
+
+_MOST_LOST_SECONDS = 600
 
 
 class Watch(TrainerCallback):
@@ -29,6 +32,7 @@ class Watch(TrainerCallback):
         self._advance, self._step_tokens = advance, step_tokens
         self._settings, self._checkpoints, self._judges = settings, checkpoints, judges
         self._recent: list[float] = []
+        self._saved = time.monotonic()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -43,7 +47,14 @@ class Watch(TrainerCallback):
         judging = step % _judge_every(self._settings) == 0 or last
         every = self._settings.save_every or _judge_every(self._settings)
         control.should_evaluate = judging and self._judges
-        control.should_save = step % every == 0 or (judging and self._judges) or last
+        control.should_save = (
+            step % every == 0 or (judging and self._judges) or last or self._long_ago()
+        )
+
+    def _long_ago(self) -> bool:
+        """Whether so much was done since the last checkpoint that it must not be lost."""
+        seconds = all_ranks().of_first(time.monotonic() - self._saved)
+        return seconds > _MOST_LOST_SECONDS
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -55,6 +66,7 @@ class Watch(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self._saved = time.monotonic()
         all_ranks().everywhere(None)  # each has saved its own generator
         if args.should_save:
             best = best_step(judgements(state.log_history))

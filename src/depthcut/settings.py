@@ -314,9 +314,9 @@ class HealSettings(TextSettings, frozen=True, kw_only=True):
     kl:1,next-token:0.1. Default: kl with a teacher, else next-token."""
     temperature: float = 1.0
     """Of both distributions in kl; above 1, unlikely tokens count more."""
-    teacher_top_k: int = 0
-    """The teacher reads the text once before, and its likeliest tokens at each place are kept in a
-    file of the cache; 0: it runs beside the training."""
+    teacher_kept: int = 0
+    """The teacher reads the text once before, and its predictions on so many tokens at each place
+    are kept in a file of the cache, such as 64; 0: it runs beside the training."""
     answers_only: bool = False
     """Of chats, only what the assistant says counts."""
     steps: int = 200

@@ -272,7 +272,7 @@ def test_processes_share_a_step_and_come_to_the_same(folder: Path, tmp_path: Pat
 
 def test_options_that_come_to_nothing_are_refused() -> None:
     for change, message in (
-        ({"teacher_top_k": 5}, "give --teacher parent"),
+        ({"teacher_kept": 5}, "give --teacher parent"),
         ({"keep_adapter": True, "method": "full"}, "no adapter to keep"),
         ({"patience": 2, "held_out_tokens": 0}, "give --held-out-tokens"),
     ):

@@ -4,7 +4,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from depthcut.errors import SettingsError
-from depthcut.healing.losses import LOSSES, Seen, TopPredictions, hidden, kl, loss_weights
+from depthcut.healing.kept_teacher import some_of
+from depthcut.healing.losses import LOSSES, Seen, hidden, kl, loss_weights
 from depthcut.settings import HealSettings
 
 TOKENS, VOCABULARY = 1100, 40  # more than are taken at once
@@ -23,11 +24,6 @@ def seen(**changes: object) -> Seen:
         "wanted": (drawn(TOKENS, 8, seed=4), drawn(TOKENS, 8, seed=3)),
     }
     return Seen(**(values | changes))  # type: ignore[arg-type]
-
-
-def top(logits: Tensor, k: int) -> TopPredictions:
-    found = torch.log_softmax(logits, dim=1).topk(k, dim=1)
-    return TopPredictions(found.indices, found.values)
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
@@ -75,15 +71,34 @@ def test_kl_is_that_of_the_definition(temperature: float) -> None:
     assert kl(seen(teacher=each.logits.detach())).item() == pytest.approx(0, abs=1e-3)
 
 
-def test_kl_from_the_likeliest_tokens_comes_from_below_and_equals_it_with_all() -> None:
-    each = seen()
+def test_kl_by_some_tokens_is_right_on_average_and_equals_it_with_all() -> None:
+    each = seen(
+        logits=3 * drawn(TOKENS, VOCABULARY).requires_grad_(),
+        teacher=3 * drawn(TOKENS, VOCABULARY, seed=1),
+    )
     assert isinstance(each.teacher, Tensor)
     exact = kl(each).item()
-    found = [kl(seen(teacher=top(each.teacher, k))).item() for k in (1, 5, 20, VOCABULARY - 1)]
-    assert found == sorted(found)
-    assert 0 < found[0] < exact
-    assert found[-1] == pytest.approx(exact, rel=1e-5)
-    assert kl(seen(teacher=top(each.teacher, VOCABULARY))).item() == pytest.approx(exact, rel=1e-4)
+    whole = some_of(each.teacher, VOCABULARY, torch.Generator())
+    assert kl(each._replace(teacher=whole)).item() == pytest.approx(exact, rel=1e-5)
+    found = torch.tensor(
+        [
+            kl(
+                each._replace(teacher=some_of(each.teacher, 8, torch.Generator().manual_seed(seed)))
+            ).item()
+            for seed in range(40)
+        ]
+    )
+    assert found.std() < 0.05 * exact
+    assert abs(found.mean() - exact) < 4 * found.std() / len(found) ** 0.5
+
+
+def test_a_teacher_that_is_sure_leaves_nothing_to_draw() -> None:
+    logits = torch.full((3, VOCABULARY), -1e4)
+    logits[:, 5] = 0
+    kept = some_of(logits, 4, torch.Generator())
+    assert (kept.ids[:, 0] == 5).all()
+    assert kept.log_weights.exp().sum(dim=1) == pytest.approx([1.0] * 3)
+    assert kept.entropy.abs().max() < 1e-6
 
 
 def test_hidden_is_relative_to_the_length_of_the_teachers_states() -> None:

@@ -100,49 +100,53 @@ def test_what_is_kept_of_a_teacher_is_what_it_predicts(
 ) -> None:
     monkeypatch.setenv("DEPTHCUT_CACHE", str(tmp_path))
     model = from_memory(build_tiny("llama"), None)
-    settings = replace(SETTINGS, teacher_top_k=200)
+    settings = replace(SETTINGS, teacher_kept=200)
     teacher = kept(model, ROWS, settings)
     batch = collate([ROWS.row(number) for number in (4, 1, 3)])
     rows = counting(batch["labels"])
     found, _ = teacher.predictions(batch, rows)
     logits, _ = OnlineTeacher(model, (), logits=True).predictions(batch, rows)
     assert isinstance(logits, torch.Tensor)
-    exact = torch.log_softmax(logits.float(), dim=1).gather(1, found.ids)
-    torch.testing.assert_close(found.log_probs, exact, rtol=1e-6, atol=1 / 4000)
+    log_probs = torch.log_softmax(logits.float(), dim=1)
+    exact = log_probs.gather(1, found.ids)
+    torch.testing.assert_close(found.log_weights[:, :100], exact[:, :100], rtol=0, atol=1 / 4000)
+    entropy = -(log_probs.exp() * log_probs).sum(dim=1)
+    torch.testing.assert_close(found.entropy, entropy, rtol=0, atol=1 / 4000)
+    assert found.log_weights.exp().sum(dim=1) == pytest.approx(torch.ones(len(entropy)), abs=1e-3)
     assert len(found.ids) == int(rows.sum())
     size = next(tmp_path.rglob("predictions")).stat().st_size
-    assert size == sum(len(ids) for ids in ROWS.trained) * 200 * 4
+    assert size == sum(len(ids) for ids in ROWS.trained) * (200 * 4 + 2)
 
 
 def test_a_teacher_is_asked_once_for_each_text(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DEPTHCUT_CACHE", str(tmp_path))
-    model, settings = from_memory(build_tiny("llama"), None), replace(SETTINGS, teacher_top_k=5)
+    model, settings = from_memory(build_tiny("llama"), None), replace(SETTINGS, teacher_kept=5)
     kept(model, ROWS, settings)
-    asked = keeping._top
+    asked = keeping._some
 
     def never(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(keeping, "_top", never)
+    monkeypatch.setattr(keeping, "_some", never)
     kept(model, ROWS, settings)
     kept(model, ROWS, replace(settings, learning_rate=1e-5, steps=3))
     with pytest.raises(AssertionError):
         kept(model, Rows(ROWS.trained[:5]), settings)
-    monkeypatch.setattr(keeping, "_top", asked)
+    monkeypatch.setattr(keeping, "_some", asked)
 
 
 def test_a_killed_reading_goes_on_behind_the_last_whole_sequence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DEPTHCUT_CACHE", str(tmp_path))
-    model, settings = from_memory(build_tiny("llama"), None), replace(SETTINGS, teacher_top_k=5)
+    model, settings = from_memory(build_tiny("llama"), None), replace(SETTINGS, teacher_kept=5)
     kept(model, ROWS, settings)
     path = next(tmp_path.rglob("predictions"))
     content = path.read_bytes()
     path.unlink()
-    torn = (12 + 13) * 5 * 4 + 7  # two sequences, and a bit of the third
+    torn = (12 + 13) * (5 * 4 + 2) + 7  # two sequences, and a bit of the third
     path.with_name("partly").write_bytes(content[:torn])
     kept(model, ROWS, settings)
     assert path.read_bytes() == content
@@ -154,7 +158,7 @@ def test_training_from_what_is_kept_ends_where_training_beside_the_teacher_does(
 ) -> None:
     monkeypatch.setenv("DEPTHCUT_CACHE", str(tmp_path / "cache"))
     beside = healed(pruned, parent, tmp_path / "beside")
-    settings = replace(SETTINGS, teacher_top_k=264)
+    settings = replace(SETTINGS, teacher_kept=264)
     from_file = healed(pruned, parent, tmp_path / "kept", settings)
     assert [loss for _, loss in from_file.losses] == pytest.approx(
         [loss for _, loss in beside.losses], rel=2e-3
@@ -178,9 +182,9 @@ def test_a_teacher_that_cannot_be_one_is_refused(
             )
 
     refused(SETTINGS, other, "stranger has another vocabulary")
-    top = replace(SETTINGS, teacher_top_k=5)
+    top = replace(SETTINGS, teacher_kept=5)
     refused(replace(top, loss="hidden"), load(parent, LOAD), "keeps predictions, not states")
-    refused(replace(top, teacher_top_k=10**6), load(parent, LOAD), "the vocabulary has 264")
+    refused(replace(top, teacher_kept=10**6), load(parent, LOAD), "the vocabulary has 264")
     refused(replace(top, temperature=2.0), load(parent, LOAD), "at temperature 1")
     (pruned / "plan.json").unlink()
     refused(replace(SETTINGS, loss="hidden"), load(parent, LOAD), "or --loss kl")
@@ -192,7 +196,7 @@ def test_a_cache_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DEPTHCUT_CACHE", str(tmp_path / "file"))
-    settings = replace(SETTINGS, teacher_top_k=5)
+    settings = replace(SETTINGS, teacher_kept=5)
     with pytest.raises(OutputError, match="cannot write to"):
         kept(from_memory(build_tiny("llama"), None), ROWS, settings)
 

@@ -85,7 +85,7 @@ def check(settings: HealSettings) -> None:
     """
     at_least = {"steps": 1, "batch_size": 1, "rank": 1, "warmup_steps": 0, "seed": 0}
     at_least |= {"micro_batch_size": 1, "eval_every": 1, "save_every": 1, "patience": 0}
-    at_least |= {"teacher_top_k": 0, "held_out_tokens": 0}
+    at_least |= {"teacher_kept": 0, "held_out_tokens": 0}
     for field, minimum in at_least.items():
         if (value := getattr(settings, field)) is not None and value < minimum:
             raise _refused(field, value, f"a number of at least {minimum}")
@@ -108,11 +108,11 @@ def _refuse_idle(settings: HealSettings) -> None:
     """Options that nothing would come of."""
     if settings.teacher is not None and not settings.teacher.strip():
         raise _refused("teacher", repr(settings.teacher), "a model, or parent")
-    if settings.teacher_top_k and settings.teacher is None:
-        raise SettingsError("--teacher-top-k without a teacher: give --teacher parent")
-    if settings.teacher_top_k and settings.temperature != 1:
+    if settings.teacher_kept and settings.teacher is None:
+        raise SettingsError("--teacher-kept without a teacher: give --teacher parent")
+    if settings.teacher_kept and settings.temperature != 1:
         raise SettingsError(
-            "--teacher-top-k and --temperature: what is kept of the teacher's predictions is at "
+            "--teacher-kept and --temperature: what is kept of the teacher's predictions is at "
             "temperature 1; leave one of them out"
         )
     if settings.keep_adapter and settings.method not in ("lora", "qlora"):

@@ -1,9 +1,9 @@
-"""A teacher's likeliest tokens at each place of a text, worked out once and kept in a file."""
+"""What a teacher predicts at each place of a text, worked out once and kept for some tokens."""
 
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from depthcut.errors import OutputError, SettingsError
 from depthcut.files import sole_writer
 from depthcut.healing.lessons import Rows
-from depthcut.healing.losses import TopPredictions, loss_weights
+from depthcut.healing.losses import SomePredictions, loss_weights
 from depthcut.healing.teachers import Untouched, refuse_other_vocabulary
 from depthcut.launched import launched
 from depthcut.model.batching import fitting_batch_size
@@ -25,47 +25,53 @@ from depthcut.records import inputs_digest
 from depthcut.settings import HealSettings, LoadSettings
 from depthcut.text.sequences import padded
 
-_PROBABILITIES = np.dtype(np.uint16)
+_NATS = np.dtype(np.uint16)
 _STEPS = 2048
-"""Of minus log-probability, to the nat: at most a quarter of a thousandth is lost down to -32."""
+"""To the nat, of minus the logarithm of a weight and of an entropy: at most a quarter of a
+thousandth is lost, up to 32."""
 
 
 class KeptTeacher:
-    """Reads what was kept: for each sequence k log-probabilities a token, and k ids a token."""
+    """Reads what was kept: of each sequence first k weights a token, then ids, then entropies."""
 
     def __init__(self, path: Path, lengths: Sequence[int], k: int, vocabulary: int) -> None:
         """Open the file of sequences of these lengths, in order."""
         self._file = np.memmap(path, dtype=np.uint8, mode="r")
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
-        self._k, self._ids = k, ids_dtype(vocabulary)
+        self._k, self._vocabulary = k, vocabulary
 
     def predictions(
         self, batch: Mapping[str, Tensor], rows: Tensor
-    ) -> "tuple[TopPredictions, tuple[Tensor, ...]]":
+    ) -> "tuple[SomePredictions, tuple[Tensor, ...]]":
         found = []
         for number, counting in zip(batch["number"].tolist(), rows.cpu(), strict=True):
-            log_probs, ids = self._of(number)
             places = counting.nonzero().flatten().numpy()
-            found.append((ids[places], log_probs[places]))
-        ids, log_probs = (np.concatenate(each) for each in zip(*found, strict=True))
-        return (
-            TopPredictions(
-                torch.from_numpy(ids.astype(np.int64)).to(rows.device),
-                torch.from_numpy(log_probs.astype(np.float32) / -_STEPS).to(rows.device),
-            ),
-            (),
-        )
+            found.append([part[places] for part in self._of(number)])
+        weights, ids, entropy = (np.concatenate(each) for each in zip(*found, strict=True))
 
-    def _of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        def nats(coded: np.ndarray) -> Tensor:
+            return torch.from_numpy(coded.astype(np.float32) / _STEPS).to(rows.device)
+
+        kept = torch.from_numpy(ids.astype(np.int64)).to(rows.device)
+        return SomePredictions(kept, -nats(weights), nats(entropy)), ()
+
+    def _of(self, number: int) -> list[np.ndarray]:
         start, stop = self._starts[number], self._starts[number + 1]
-        each = self._k * (_PROBABILITIES.itemsize + self._ids.itemsize)
-        content = self._file[start * each : stop * each]
-        split = (stop - start) * self._k * _PROBABILITIES.itemsize
-        shape = (stop - start, self._k)
-        return (
-            content[:split].view(_PROBABILITIES).reshape(shape),
-            content[split:].view(self._ids).reshape(shape),
-        )
+        each = token_bytes(self._k, self._vocabulary)
+        content, count = self._file[start * each : stop * each], int(stop - start)
+        sizes = [count * self._k * _NATS.itemsize, count * each - count * _NATS.itemsize]
+        weights, ids, entropy = np.split(content, sizes)
+        shape = (count, self._k)
+        return [
+            weights.view(_NATS).reshape(shape),
+            ids.view(ids_dtype(self._vocabulary)).reshape(shape),
+            entropy.view(_NATS),
+        ]
+
+
+def token_bytes(k: int, vocabulary: int) -> int:
+    """What is kept of a token."""
+    return k * (_NATS.itemsize + ids_dtype(vocabulary).itemsize) + _NATS.itemsize
 
 
 def ids_dtype(vocabulary: int) -> "np.dtype[np.unsignedinteger]":
@@ -81,10 +87,11 @@ def kept_teacher(
     load: LoadSettings,
     student: LoadedModel,
 ) -> KeptTeacher:
-    """The teacher's likeliest tokens for all sequences, from the cache or worked out now.
+    """The teacher's predictions for all sequences, from the cache or worked out now.
 
-    The file has `teacher_top_k` times four bytes (six of a vocabulary above 65,536) for a token:
-    at 64, 256 MB for a million tokens. What was worked out before a kill is not worked out again.
+    Of `teacher_kept` tokens at each place half are the likeliest, the others are drawn from the
+    rest. The file has four bytes for each (six of a vocabulary above 65,536): with 64, 258 MB for a
+    million tokens of text. What was worked out before a kill is not worked out again.
 
     Raises:
         SettingsError: A loss that asks for the teacher's states, more tokens than there are, or a
@@ -93,13 +100,13 @@ def kept_teacher(
     """
     sequences = (*rows.trained, *rows.held_out)
     vocabulary = int(student.model.config.get_text_config().vocab_size)
-    k = settings.teacher_top_k
+    k = settings.teacher_kept
     if "hidden" in loss_weights(settings):
         raise SettingsError(
-            "--teacher-top-k keeps predictions, not states: leave it out, or hidden out of --loss"
+            "--teacher-kept keeps predictions, not states: leave it out, or hidden out of --loss"
         )
     if k > vocabulary:
-        raise SettingsError(f"--teacher-top-k {k}: the vocabulary has {vocabulary:,} tokens")
+        raise SettingsError(f"--teacher-kept {k}: the vocabulary has {vocabulary:,} tokens")
     digest = hashlib.sha256()
     for ids in sequences:
         digest.update(len(ids).to_bytes(8, "little") + ids.numpy().tobytes())
@@ -120,7 +127,7 @@ def kept_teacher(
 def _work_out(
     teacher: LoadedModel, sequences: Sequence[Tensor], k: int, vocabulary: int, path: Path
 ) -> None:
-    each = k * (_PROBABILITIES.itemsize + ids_dtype(vocabulary).itemsize)
+    each = token_bytes(k, vocabulary)
     partly = path.with_name("partly")
     _refuse_size(path, sum(len(ids) for ids in sequences) * each)
     there = partly.stat().st_size if partly.exists() else 0
@@ -140,9 +147,10 @@ def _work_out(
             advance(begun)
             for start in range(done, len(sequences), size):
                 some = sequences[start : start + size]
-                for log_probs, ids in _top(teacher, some, k):
-                    file.write(_coded(log_probs).tobytes())
-                    file.write(ids.astype(ids_dtype(vocabulary)).tobytes())
+                for ids, weights, entropy in _some(teacher, some, k, start):
+                    file.write(_coded(weights).tobytes())
+                    file.write(ids.numpy().astype(ids_dtype(vocabulary)).tobytes())
+                    file.write(_coded(-entropy).tobytes())
                 file.flush()
                 os.fsync(file.fileno())
                 advance(sum(len(ids) for ids in some))
@@ -150,7 +158,7 @@ def _work_out(
     except OSError as error:
         raise OutputError(
             f"cannot keep the teacher's predictions in {path.parent}: {error.strerror}; let "
-            "DEPTHCUT_CACHE name a larger place, or leave --teacher-top-k out"
+            "DEPTHCUT_CACHE name a larger place, or leave --teacher-kept out"
         ) from error
 
 
@@ -159,19 +167,20 @@ def _refuse_size(path: Path, needed_bytes: int) -> None:
         raise OutputError(
             f"the teacher's predictions take {needed_bytes / 1e9:.1f} GB, and {room / 1e9:.1f} GB "
             f"are free in {path.parent}: let DEPTHCUT_CACHE name a larger place, give a smaller "
-            "--teacher-top-k or fewer --tokens, or leave --teacher-top-k out"
+            "--teacher-kept or fewer --tokens, or leave --teacher-kept out"
         )
 
 
-def _coded(log_probs: "np.ndarray") -> "np.ndarray":
-    steps = np.rint(-_STEPS * log_probs)
-    coded: np.ndarray = np.minimum(steps, np.iinfo(_PROBABILITIES).max).astype(_PROBABILITIES)
+def _coded(log_weights: Tensor) -> np.ndarray:
+    steps = np.rint(-_STEPS * log_weights.numpy())
+    coded: np.ndarray = np.minimum(steps, np.iinfo(_NATS).max).astype(_NATS)
     return coded
 
 
-def _top(
-    teacher: LoadedModel, sequences: Sequence[Tensor], k: int
-) -> "list[tuple[np.ndarray, np.ndarray]]":
+def _some(
+    teacher: LoadedModel, sequences: Sequence[Tensor], k: int, first: int
+) -> Iterator[SomePredictions]:
+    """Of each sequence, drawn by a generator of its own: `first` is the number of the first one."""
     batch = padded(sequences)
     with torch.no_grad():
         logits = teacher.model.train(False)(
@@ -179,8 +188,37 @@ def _top(
             attention_mask=batch.mask.long().to(teacher.device),
             use_cache=False,
         ).logits
-        found = []
-        for row, ids in zip(logits, sequences, strict=True):
-            top = torch.log_softmax(row[: len(ids)].float(), dim=-1).topk(k, dim=-1)
-            found.append((top.values.cpu().numpy(), top.indices.cpu().numpy()))
-    return found
+        for number, (row, ids) in enumerate(zip(logits, sequences, strict=True), start=first):
+            generator = torch.Generator(row.device).manual_seed(number)
+            kept = some_of(row[: len(ids)], k, generator)
+            yield SomePredictions(*(each.cpu() for each in kept))
+
+
+def some_of(logits: Tensor, k: int, generator: torch.Generator) -> SomePredictions:
+    """Predictions on k tokens that stand for those on all.
+
+    The likeliest half by their own probabilities; the others are drawn from the rest by theirs,
+    with replacement, and share its probability equally.
+
+    Args:
+        logits: (tokens, vocabulary).
+        k: At most the vocabulary; equal to it, all stand for themselves.
+        generator: On the same device.
+    """
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    probs = log_probs.exp()
+    entropy = -(probs * log_probs).sum(dim=-1)
+    count = k if k == logits.shape[-1] else max(1, k // 2)
+    top = log_probs.topk(count, dim=-1)
+    if count == k:
+        return SomePredictions(top.indices, top.values, entropy)
+    rest = probs.scatter(1, top.indices, 0)
+    mass = rest.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    # Where rounding leaves nothing, any token will do: it stands for nothing.
+    drawn = torch.multinomial(
+        torch.where(mass > 1e-12, rest, 1), k - count, replacement=True, generator=generator
+    )
+    share = (mass / (k - count)).log().expand(-1, k - count)
+    return SomePredictions(
+        torch.cat([top.indices, drawn], dim=1), torch.cat([top.values, share], dim=1), entropy
+    )

@@ -19,17 +19,18 @@ from depthcut.settings import HealSettings
 
 _ROWS = 512
 """Whose probabilities are in memory at once; those of the others are computed again."""
-_LEAST = 1e-8
-"""Of a probability's remainder, which rounding may take below zero."""
 
 
-class TopPredictions(NamedTuple):
-    """A teacher's likeliest tokens."""
+class SomePredictions(NamedTuple):
+    """A teacher's predictions on some tokens, that stand for all: its likeliest ones, and others
+    drawn by their probabilities."""
 
     ids: Tensor
-    """(tokens, k) int64."""
-    log_probs: Tensor
-    """(tokens, k) float32."""
+    """(tokens, k) int64; the same may stand there twice."""
+    log_weights: Tensor
+    """(tokens, k) float32: of what each stands for. Weights add up to 1."""
+    entropy: Tensor
+    """(tokens,) float32: of all that it predicts, nats."""
 
 
 class Seen(NamedTuple):
@@ -41,8 +42,8 @@ class Seen(NamedTuple):
     """(tokens,) int64: the next token."""
     states: tuple[Tensor, ...]
     """(tokens, hidden) each, with gradient, at the depths that are compared."""
-    teacher: Tensor | TopPredictions | None
-    """Its logits, (tokens, vocabulary), or only the likeliest; None: no loss asks for them."""
+    teacher: Tensor | SomePredictions | None
+    """Its logits, (tokens, vocabulary), or some of them; None: no loss asks for them."""
     wanted: tuple[Tensor, ...]
     """The teacher's states, as `states`."""
     temperature: float = 1.0
@@ -61,12 +62,13 @@ def kl(seen: Seen) -> Tensor:
     """Kullback-Leibler divergence from the teacher's predictions, nats (Hinton et al.,
     arXiv:1503.02531): both distributions at the temperature, times its square.
 
-    Of a teacher whose likeliest tokens alone are known, all others count as one: that is at most
-    the divergence, and equals it where the student shares the rest as the teacher does.
+    Of a teacher of whom some tokens are known, those stand for all: right on average, and so is the
+    gradient, where its likeliest tokens alone would never say what of the others is unlikely
+    (Anshumann et al., arXiv:2503.16870).
     """
     scale = seen.temperature**2
-    if isinstance(seen.teacher, TopPredictions):
-        return scale * _by_rows(_top_divergence, seen.logits, *seen.teacher)
+    if isinstance(seen.teacher, SomePredictions):
+        return scale * _by_rows(_divergence_by_some, seen.logits, *seen.teacher)
     assert seen.teacher is not None  # whoever asks for kl brings a teacher
 
     def loss(logits: Tensor, teacher: Tensor) -> Tensor:
@@ -137,13 +139,11 @@ def _weight(word: str, number: str) -> float:
     return weight
 
 
-def _top_divergence(logits: Tensor, ids: Tensor, theirs: Tensor) -> Tensor:
+def _divergence_by_some(
+    logits: Tensor, ids: Tensor, log_weights: Tensor, entropy: Tensor
+) -> Tensor:
     ours = functional.log_softmax(logits.float(), dim=-1).gather(1, ids)
-    known = (theirs.exp() * (theirs - ours)).sum(dim=1)
-    their_rest, our_rest = (
-        (1 - each.exp().sum(dim=1)).clamp(min=_LEAST) for each in (theirs, ours)
-    )
-    return (known + their_rest * (their_rest.log() - our_rest.log())).sum()
+    return -(log_weights.exp() * ours).sum() - entropy.sum()
 
 
 def _by_rows(loss: Callable[..., Tensor], *of_tokens: Tensor) -> Tensor:

@@ -169,7 +169,7 @@ def _no_room(loaded: LoadedModel, settings: HealSettings, size: int) -> Settings
     return SettingsError(
         f"{size} sequences of {settings.context} tokens do not fit on {loaded.device} "
         f"({free_memory_bytes(loaded.device) / 1e9:.1f} GB free): give {smaller}, --method lora or "
-        "qlora, --recompute, or --teacher-top-k 64, with which the teacher does not stay in memory"
+        "qlora, --recompute, or --teacher-kept 64, with which the teacher does not stay in memory"
     )
 
 

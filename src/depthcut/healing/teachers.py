@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from depthcut.errors import SettingsError
-from depthcut.healing.losses import TopPredictions
+from depthcut.healing.losses import SomePredictions
 from depthcut.model.loading import LoadedModel
 from depthcut.records import ModelFacts
 
@@ -25,7 +25,7 @@ class Teacher(Protocol):
 
     def predictions(
         self, batch: Mapping[str, Tensor], rows: Tensor
-    ) -> "tuple[Tensor | TopPredictions | None, tuple[Tensor, ...]]":
+    ) -> "tuple[Tensor | SomePredictions | None, tuple[Tensor, ...]]":
         """Predictions and states of the tokens that count.
 
         Args:
@@ -55,7 +55,7 @@ class OnlineTeacher:
 
     def predictions(
         self, batch: Mapping[str, Tensor], rows: Tensor
-    ) -> "tuple[Tensor | TopPredictions | None, tuple[Tensor, ...]]":
+    ) -> "tuple[Tensor | SomePredictions | None, tuple[Tensor, ...]]":
         run = self._loaded.model if self._logits else self._loaded.backbone
         inputs = {
             name: batch[name].to(self._loaded.device) for name in ("input_ids", "attention_mask")

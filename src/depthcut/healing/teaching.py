@@ -40,7 +40,7 @@ def objective_of(
     weights = loss_weights(settings)
     if teacher is None:
         return Objective(weights)
-    if settings.teacher_top_k:
+    if settings.teacher_kept:
         kept = kept_teacher(teacher, rows, settings, load=load, student=loaded)
         return Objective(weights, teacher=kept)
     beside = teacher.load()

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from depthcut.evaluation.candidates import Candidate
-    from depthcut.healing.teachers import Untouched
+    from depthcut.healing.losses.teachers import Untouched
     from depthcut.model.loading import LoadedModel
     from depthcut.text.documents import Text
     from depthcut.text.sequences import Sequences
@@ -444,10 +444,10 @@ def heal(
         DepthcutError: One of its kinds, see `depthcut.errors`.
     """
     from depthcut.files import refuse_existing
-    from depthcut.healing.checkpoints import training_folder
     from depthcut.healing.heal import heal_checkpoint
     from depthcut.healing.inputs import as_loaded, as_needed, check
-    from depthcut.healing.losses import loss_weights
+    from depthcut.healing.losses.table import loss_weights
+    from depthcut.healing.training.checkpoints import training_folder
 
     settings, load = settings or HealSettings(), load or LoadSettings()
     check(settings)
@@ -468,7 +468,7 @@ def _teacher(
 ) -> Untouched | None:
     """Found before the model is loaded: a misspelt name costs no wait."""
     from depthcut.healing.inputs import parent_of
-    from depthcut.healing.teachers import Untouched
+    from depthcut.healing.losses.teachers import Untouched
     from depthcut.model.sources import locate
 
     if settings.teacher is None:

@@ -112,7 +112,7 @@ class _Stages:
             self._refuse_repair(self.recipe.repair)
         if self.recipe.heal is not None:
             from depthcut.healing.inputs import check
-            from depthcut.healing.losses import loss_weights
+            from depthcut.healing.losses.table import loss_weights
 
             check(self.recipe.heal)
             loss_weights(self.recipe.heal)
@@ -244,7 +244,7 @@ class _Stages:
         )
         if not self._found(path, HealRecord, inputs):
             if self.overwrite:
-                from depthcut.healing.checkpoints import discard_other_training
+                from depthcut.healing.training.checkpoints import discard_other_training
 
                 discard_other_training(path, inputs)
             self._made(

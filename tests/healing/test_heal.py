@@ -14,7 +14,7 @@ from depthcut.checkpoint.folder import open_checkpoint
 from depthcut.errors import OutputError, SettingsError, TextError
 from depthcut.healing.heal import heal_checkpoint
 from depthcut.healing.inputs import as_needed, check, heal_inputs
-from depthcut.healing.losses import loss_weights
+from depthcut.healing.losses.table import loss_weights
 from depthcut.model.loading import LoadedModel, from_memory, load
 from depthcut.planning import plan_by_hand
 from depthcut.records import HealRecord, Plan, TextFacts, read_record, write_record

@@ -19,18 +19,19 @@ from depthcut.files import (
     sole_writer,
 )
 from depthcut.healing.card import heal_card
-from depthcut.healing.checkpoints import Checkpoints, kept_checkpoints, training_folder
-from depthcut.healing.history import helped
 from depthcut.healing.inputs import check, heal_inputs, plan_beside
-from depthcut.healing.lessons import Lesson, Rows
-from depthcut.healing.methods import METHODS, Trainee
-from depthcut.healing.rehearsal import compute_dtype, rehearsed, trainable
+from depthcut.healing.losses.teachers import Untouched
+from depthcut.healing.losses.teaching import objective_of
 from depthcut.healing.result import copy_base, saved_base
-from depthcut.healing.targets import targets
-from depthcut.healing.teachers import Untouched
-from depthcut.healing.teaching import objective_of
-from depthcut.healing.trainer import refuse_unknown
-from depthcut.healing.training import seeded, train
+from depthcut.healing.rows import Rows
+from depthcut.healing.training.checkpoints import Checkpoints, kept_checkpoints, training_folder
+from depthcut.healing.training.history import helped
+from depthcut.healing.training.lessons import Lesson
+from depthcut.healing.training.rehearsal import compute_dtype, rehearsed, trainable
+from depthcut.healing.training.train import seeded, train
+from depthcut.healing.training.trainer import refuse_unknown
+from depthcut.healing.weights.methods import METHODS, Trainee
+from depthcut.healing.weights.targets import targets
 from depthcut.model.loading import LoadedModel
 from depthcut.model.positions import learned_positions
 from depthcut.model.ranks import all_ranks

@@ -18,8 +18,9 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.training_args import OptimizerNames
 
 from depthcut.errors import SettingsError, nearest
-from depthcut.healing.lessons import Lesson, Pace, collate
-from depthcut.healing.objective import counting
+from depthcut.healing.losses.objective import counting
+from depthcut.healing.rows import collate
+from depthcut.healing.training.lessons import Lesson, Pace
 from depthcut.model.ranks import all_ranks
 from depthcut.settings import HealSettings
 

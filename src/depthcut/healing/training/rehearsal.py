@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from depthcut.errors import SettingsError
-from depthcut.healing.checkpoints import Checkpoints
-from depthcut.healing.lessons import Lesson, Pace, Rows, collate
-from depthcut.healing.training import seeded
+from depthcut.healing.rows import Rows, collate
+from depthcut.healing.training.checkpoints import Checkpoints
+from depthcut.healing.training.lessons import Lesson, Pace
+from depthcut.healing.training.train import seeded
 from depthcut.model.batching import activation_bytes, fitting_batch_size, free_memory_bytes
 from depthcut.model.loading import LoadedModel
 from depthcut.model.ranks import all_ranks

@@ -1,7 +1,7 @@
 import pytest
 
 from depthcut.errors import PlanError, SettingsError
-from depthcut.healing.targets import cuts, targets
+from depthcut.healing.weights.targets import cuts, targets
 from depthcut.planning import plan_by_hand
 from depthcut.records import Plan
 from depthcut.settings import HealSettings, PlanSettings

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from depthcut.errors import OutputError, SettingsError
 from depthcut.files import discard
 from depthcut.healing import heal
-from depthcut.healing.checkpoints import Checkpoints, kept_checkpoints
-from depthcut.healing.objective import Objective
+from depthcut.healing.losses.objective import Objective
+from depthcut.healing.training.checkpoints import Checkpoints, kept_checkpoints
 from depthcut.model.loading import load
 from depthcut.records import HealRecord, TextFacts
 from depthcut.settings import HealSettings, LoadSettings
@@ -157,7 +157,7 @@ def test_a_healing_killed_while_it_tidies_up_is_done(
         discard(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr("depthcut.healing.checkpoints.discard", killed)
+        patched.setattr("depthcut.healing.training.checkpoints.discard", killed)
         with pytest.raises(Killed):
             healed(folder, out)
     assert out.exists()
@@ -176,7 +176,7 @@ def test_a_training_waits_for_memory_and_goes_on(
         with pytest.raises(Killed):
             healed(folder, out)
     with monkeypatch.context() as patched:
-        patched.setattr("depthcut.healing.rehearsal.free_memory_bytes", lambda _: 0)
+        patched.setattr("depthcut.healing.training.rehearsal.free_memory_bytes", lambda _: 0)
         with pytest.raises(SettingsError, match="choose --method lora"):
             healed(folder, out)
     assert healed(folder, out).losses[-1][0] == 8
@@ -198,7 +198,7 @@ def test_other_settings_do_not_go_on_with_a_training(
 def test_no_more_than_minutes_of_work_are_lost(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("depthcut.healing.watching._MOST_LOST_SECONDS", 0)
+    monkeypatch.setattr("depthcut.healing.training.watching._MOST_LOST_SECONDS", 0)
     saved = []
     finish = Checkpoints.finish
     monkeypatch.setattr(

@@ -4,8 +4,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from depthcut.errors import SettingsError
-from depthcut.healing.kept_teacher import some_of
-from depthcut.healing.losses import LOSSES, Seen, hidden, kl, loss_weights
+from depthcut.healing.losses.kept_teacher import some_of
+from depthcut.healing.losses.table import LOSSES, Seen, hidden, kl, loss_weights
 from depthcut.settings import HealSettings
 
 TOKENS, VOCABULARY = 1100, 40  # more than are taken at once

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from depthcut.checkpoint.headers import TensorEntry
-from depthcut.healing.targets import Targets
-from depthcut.healing.weights import as_stored, opened
+from depthcut.healing.weights.targets import Targets
+from depthcut.healing.weights.whole import as_stored, opened
 from depthcut.model.loading import LoadedModel
 from depthcut.model.stored_weights import add_to_weight, write_weight
 from depthcut.settings import HealMethod, HealSettings
@@ -33,7 +33,7 @@ class Trainee:
 def low_rank(loaded: LoadedModel, settings: HealSettings, chosen: Targets) -> Iterator[Trainee]:
     """LoRA (arXiv:2106.09685) on the linear layers; on a 4-bit base QLoRA (arXiv:2305.14314),
     whose rounding never reaches the result."""
-    from depthcut.healing.adapters import adapted, weight_deltas
+    from depthcut.healing.weights.adapters import adapted, weight_deltas
 
     with adapted(loaded, settings, chosen) as wrapped:
         yield Trainee(

@@ -1,4 +1,4 @@
-"""What a model is to learn, and how much of it at once."""
+"""The sequences of a healing, by number, and batches of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from depthcut.healing.objective import IGNORED, Objective
-from depthcut.settings import HealSettings
+IGNORED = -100
+"""The label of a token that is not to be learned."""
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,6 @@ class Rows:
         ids = self.trained[number] if behind < 0 else self.held_out[behind]
         learned = self.answers[number] if self.answers else torch.ones_like(ids, dtype=torch.bool)
         return {"input_ids": ids, "learned": learned, "number": number}
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a model is to learn."""
-
-    rows: Rows
-    objective: Objective
-    settings: HealSettings
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How a step is made of forward passes."""
-
-    micro_batch_size: int
-    """Sequences per forward pass on each device."""
-    accumulate: int
-    """Forward passes per step on each device."""
-    recompute: bool = False
-    """Activations are computed again instead of kept."""
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

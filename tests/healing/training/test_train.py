@@ -9,11 +9,12 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from depthcut.errors import SettingsError
-from depthcut.healing.adapters import adapted
-from depthcut.healing.checkpoints import kept_checkpoints
-from depthcut.healing.lessons import Lesson, Pace, Rows
-from depthcut.healing.objective import Objective
-from depthcut.healing.training import Training, seeded, train
+from depthcut.healing.losses.objective import Objective
+from depthcut.healing.rows import Rows
+from depthcut.healing.training.checkpoints import kept_checkpoints
+from depthcut.healing.training.lessons import Lesson, Pace
+from depthcut.healing.training.train import Training, seeded, train
+from depthcut.healing.weights.adapters import adapted
 from depthcut.model.loading import from_memory
 from depthcut.settings import HealSettings
 from tests.tiny import build_tiny

@@ -12,11 +12,11 @@ from transformers import PrinterCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from depthcut.errors import SettingsError
-from depthcut.healing.checkpoints import Checkpoints
-from depthcut.healing.history import best_step, enough, judgements, losses, thinned
-from depthcut.healing.lessons import Lesson, Pace
-from depthcut.healing.trainer import HealTrainer, arguments, load_trained, training_on
-from depthcut.healing.watching import Watch
+from depthcut.healing.training.checkpoints import Checkpoints
+from depthcut.healing.training.history import best_step, enough, judgements, losses, thinned
+from depthcut.healing.training.lessons import Lesson, Pace
+from depthcut.healing.training.trainer import HealTrainer, arguments, load_trained, training_on
+from depthcut.healing.training.watching import Watch
 from depthcut.progress import progress
 from depthcut.records import HealJudgement
 from depthcut.settings import HealSettings

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from depthcut.errors import OutputError, SettingsError
 from depthcut.files import sole_writer
-from depthcut.healing.lessons import Rows
-from depthcut.healing.losses import SomePredictions, loss_weights
-from depthcut.healing.teachers import Untouched, refuse_other_vocabulary
+from depthcut.healing.losses.table import SomePredictions, loss_weights
+from depthcut.healing.losses.teachers import Untouched, refuse_other_vocabulary
+from depthcut.healing.rows import Rows
 from depthcut.launched import launched
 from depthcut.model.batching import fitting_batch_size
 from depthcut.model.loading import LoadedModel

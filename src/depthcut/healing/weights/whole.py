@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
 from depthcut.errors import SettingsError
-from depthcut.healing.adapters import layer_of
-from depthcut.healing.restoring import as_before
-from depthcut.healing.targets import Targets
+from depthcut.healing.weights.adapters import layer_of
+from depthcut.healing.weights.restoring import as_before
+from depthcut.healing.weights.targets import Targets
 from depthcut.model.loading import LoadedModel
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from depthcut.errors import SettingsError
-from depthcut.healing.losses import SomePredictions
+from depthcut.healing.losses.table import SomePredictions
 from depthcut.model.loading import LoadedModel
 from depthcut.records import ModelFacts
 

@@ -5,8 +5,8 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from depthcut.healing.adapters import adapted
-from depthcut.healing.training import seeded
+from depthcut.healing.training.train import seeded
+from depthcut.healing.weights.adapters import adapted
 from depthcut.model.loading import LoadedModel, load
 from depthcut.settings import HealSettings, LoadSettings
 from tests.tiny import build_tiny, save_tiny

@@ -14,8 +14,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from depthcut.architectures.sublayers import part_modules
 from depthcut.errors import ArchitectureError, MissingExtraError
-from depthcut.healing.restoring import as_before
-from depthcut.healing.targets import Targets
+from depthcut.healing.weights.restoring import as_before
+from depthcut.healing.weights.targets import Targets
 from depthcut.model.loading import LoadedModel
 from depthcut.settings import HealSettings
 

@@ -7,12 +7,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from depthcut.errors import OutputError, SettingsError
-from depthcut.healing import kept_teacher as keeping
 from depthcut.healing.heal import heal_checkpoint
-from depthcut.healing.kept_teacher import KeptTeacher, kept_teacher
-from depthcut.healing.lessons import Rows, collate
-from depthcut.healing.objective import Objective, counting
-from depthcut.healing.teachers import OnlineTeacher, Untouched, leaving
+from depthcut.healing.losses import kept_teacher as keeping
+from depthcut.healing.losses.kept_teacher import KeptTeacher, kept_teacher
+from depthcut.healing.losses.objective import Objective, counting
+from depthcut.healing.losses.teachers import OnlineTeacher, Untouched, leaving
+from depthcut.healing.rows import Rows, collate
 from depthcut.model.loading import LoadedModel, from_memory, load
 from depthcut.planning import plan_by_hand
 from depthcut.records import HealRecord, TextFacts, write_record

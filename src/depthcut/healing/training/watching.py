@@ -8,8 +8,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from depthcut.errors import SettingsError
-from depthcut.healing.checkpoints import Checkpoints
-from depthcut.healing.history import best_step, enough, judgements
+from depthcut.healing.training.checkpoints import Checkpoints
+from depthcut.healing.training.history import best_step, enough, judgements
 from depthcut.model.ranks import all_ranks
 from depthcut.progress import Advance
 from depthcut.settings import HealSettings

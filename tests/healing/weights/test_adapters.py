@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from depthcut.errors import MissingExtraError
-from depthcut.healing import adapters
-from depthcut.healing.adapters import adapted
-from depthcut.healing.training import seeded
+from depthcut.healing.training.train import seeded
+from depthcut.healing.weights import adapters
+from depthcut.healing.weights.adapters import adapted
 from depthcut.model.loading import from_memory
 from depthcut.settings import HealSettings
 from tests.tiny import TINY_TYPES, build_tiny

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from depthcut.checkpoint.folder import open_checkpoint
-from depthcut.healing.adapters import adapted, weight_deltas
-from depthcut.healing.training import seeded
+from depthcut.healing.training.train import seeded
+from depthcut.healing.weights.adapters import adapted, weight_deltas
 from depthcut.model.loading import from_memory
 from depthcut.model.stored_weights import add_to_weight, find_weight
 from depthcut.settings import HealSettings

@@ -5,11 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from depthcut.healing.losses import LOSSES, Seen
-from depthcut.healing.teachers import Teacher, leaving
-
-IGNORED = -100
-"""The label of a token that is not to be learned."""
+from depthcut.healing.losses.table import LOSSES, Seen
+from depthcut.healing.losses.teachers import Teacher, leaving
+from depthcut.healing.rows import IGNORED
 
 
 class Objective:

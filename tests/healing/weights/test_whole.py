@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from depthcut.errors import SettingsError
 from depthcut.healing.heal import heal_checkpoint
-from depthcut.healing.targets import Targets
-from depthcut.healing.weights import opened
+from depthcut.healing.weights.targets import Targets
+from depthcut.healing.weights.whole import opened
 from depthcut.model.loading import from_memory, load
 from depthcut.records import TextFacts
 from depthcut.settings import HealMethod, HealSettings, LoadSettings

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from depthcut.errors import SettingsError
-from depthcut.healing.kept_teacher import kept_teacher
-from depthcut.healing.lessons import Rows
-from depthcut.healing.losses import loss_weights
-from depthcut.healing.objective import Objective
-from depthcut.healing.targets import cuts
-from depthcut.healing.teachers import OnlineTeacher, Untouched, refuse_other_vocabulary
+from depthcut.healing.losses.kept_teacher import kept_teacher
+from depthcut.healing.losses.objective import Objective
+from depthcut.healing.losses.table import loss_weights
+from depthcut.healing.losses.teachers import OnlineTeacher, Untouched, refuse_other_vocabulary
+from depthcut.healing.rows import Rows
+from depthcut.healing.weights.targets import cuts
 from depthcut.model.loading import LoadedModel
 from depthcut.records import Plan
 from depthcut.settings import HealSettings, LoadSettings

@@ -1,0 +1,1 @@
+"""Which weights of a model train, and what they become."""

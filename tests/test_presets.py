@@ -6,7 +6,7 @@ import pytest
 from depthcut import api, cli
 from depthcut.errors import RecordError, SettingsError
 from depthcut.healing.inputs import check
-from depthcut.healing.losses import loss_weights
+from depthcut.healing.losses.table import loss_weights
 from depthcut.options import with_preset
 from depthcut.presets import HEAL_PRESETS, heal_preset
 from depthcut.recipes import read_recipe

@@ -5,10 +5,15 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
+from depthcut.healing.heal import heal_checkpoint
+from depthcut.healing.training import rehearsal
 from depthcut.healing.training.train import seeded
 from depthcut.healing.weights.adapters import adapted
 from depthcut.model.loading import LoadedModel, load
+from depthcut.presets import heal_preset
+from depthcut.records import TextFacts
 from depthcut.settings import HealSettings, LoadSettings
+from depthcut.text.sequences import Sequences
 from tests.tiny import build_tiny, save_tiny
 
 pytest.importorskip("bitsandbytes")
@@ -45,6 +50,20 @@ def test_gradients_flow_through_a_4_bit_base_after_it_was_judged(loaded: LoadedM
     for one, other in zip(first, later, strict=True):
         assert one.abs().max() > 0
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-3)
+
+
+def test_a_preset_for_a_gpu_says_on_a_cpu_what_works_instead(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal, "_LONG_SECONDS", 0)
+    told: list[str] = []
+    ids = tuple(torch.arange(start, start + 24) for start in range(20))
+    facts = TextFacts(source="counting", digest="text", sequences=20, tokens=480)
+    settings = heal_preset("gromov", steps=1, batch_size=2, context=24, rank=2)
+    text = Sequences(facts, ids, (23,) * 20)
+    heal_checkpoint(loaded, text, settings, FOUR, tmp_path / "healed", announce=told.append)
+    assert "--method lora trains the same matrices faster" in "\n".join(told)
+    assert "--preset quick" in told[-1]
 
 
 def test_a_base_that_was_judged_before_trains_too(loaded: LoadedModel) -> None:

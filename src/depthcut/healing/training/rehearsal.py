@@ -21,6 +21,7 @@ from depthcut.model.ranks import all_ranks
 from depthcut.settings import HealSettings
 
 _CPU_PASS_TOKENS = 2048
+_LONG_SECONDS = 48 * 3600
 _STATE_BYTES = 12
 """Of a trained parameter: its gradient and AdamW's two averages, float32."""
 
@@ -190,18 +191,26 @@ def _told(
     trained, whole = trainable(model), loaded.facts.parameters
     read = sum(len(each) for each in rows.trained)
     tokens = settings.steps * settings.batch_size * read / len(rows.trained)
-    time_needed = (
-        ""
-        if seconds is None
-        else (f"; about {_duration(settings.steps * pace.accumulate * seconds)}")
-    )
-    return [
+    needed = None if seconds is None else settings.steps * pace.accumulate * seconds
+    duration = "" if needed is None else f"; about {_duration(needed)}"
+    lines = [
         f"heal: {settings.method} trains {trained:,} parameters ({trained / whole:.1%} of "
         f"{whole:,}), {_STATE_BYTES * trained / 1e9:.2g} GB of gradients and optimizer state",
         f"heal: {settings.steps} steps of {settings.batch_size} sequences "
         f"({pace.micro_batch_size} at a time), {tokens:,.0f} tokens, {tokens / read:.2g} times "
-        f"through the text{time_needed}",
+        f"through the text{duration}",
     ]
+    if loaded.device.type == "cpu" and getattr(loaded.model, "is_quantized", False):
+        lines.append(
+            "heal: on a CPU a 4-bit base saves memory and costs time; --method lora trains the "
+            "same matrices faster"
+        )
+    if needed is not None and needed > _LONG_SECONDS:
+        lines.append(
+            "heal: that is long for this machine: give fewer --steps, a smaller --batch-size or a "
+            "shorter --context, or --preset quick"
+        )
+    return lines
 
 
 def _duration(seconds: float) -> str:

@@ -177,7 +177,7 @@ def test_a_disk_that_others_fill_meanwhile_leaves_nothing(
     tiny_llama: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:
     plan, out = plan_without(tiny_llama, (2,)), small_disk / "out"
-    real, disk_usage = files._remove_abandoned, shutil.disk_usage
+    real, disk_usage = files.remove_abandoned, shutil.disk_usage
 
     def fill(path: Path) -> None:
         real(path)
@@ -187,7 +187,7 @@ def test_a_disk_that_others_fill_meanwhile_leaves_nothing(
 
     lots = Usage(10**9, 0, 10**9)  # as it was when it was asked
     with monkeypatch.context() as patched:
-        patched.setattr(files, "_remove_abandoned", fill)
+        patched.setattr(files, "remove_abandoned", fill)
         patched.setattr(files.shutil, "disk_usage", lambda _: lots)
         with pytest.raises(OutputError, match="no space left on the disk"):
             slice_checkpoint(tiny_llama, plan, out)

@@ -26,6 +26,14 @@ def test_what_is_said_itself_stands_above_the_preset() -> None:
     assert (settings.steps, settings.rank, settings.modules) == (200, 64, "mlp")
 
 
+def test_a_text_of_ones_own_is_not_read_by_the_presets_configuration() -> None:
+    assert heal_preset("gromov").text_config == "en"
+    assert heal_preset("gromov", text="mine.txt").text_config is None
+    own = with_preset(["heal", "m", "--preset", "gromov", "--text", "mine.txt"])
+    assert "--text-config" not in own
+    assert own.count("--text") == 1
+
+
 def test_on_the_command_line_an_option_stands_above_the_preset(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -64,7 +64,9 @@ def with_preset(arguments: Sequence[str]) -> list[str]:
     Raises:
         SettingsError: There is no such preset.
     """
-    given = {each.partition("=")[0].replace("_", "-") for each in arguments}
+    given = {
+        each.partition("=")[0][2:].replace("-", "_") for each in arguments if each.startswith("--")
+    }
     name: str | None = None
     for number, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
@@ -73,10 +75,8 @@ def with_preset(arguments: Sequence[str]) -> list[str]:
     if name is None:
         return list(arguments)
     added = []
-    for field, value in preset_values(name).items():
-        option = f"--{field.replace('_', '-')}"
-        if option not in given:
-            added += [option, str(value)]
+    for field, value in preset_values(name, given).items():
+        added += [f"--{field.replace('_', '-')}", str(value)]
     return [*arguments, *added]
 
 

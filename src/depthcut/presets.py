@@ -1,6 +1,6 @@
 """Settings of healing that belong together, by name: they stand where nothing else was said."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import msgspec
@@ -38,11 +38,11 @@ def heal_preset(name: str, **changes: Any) -> HealSettings:
     Raises:
         SettingsError: There is no such preset.
     """
-    return msgspec.structs.replace(HealSettings(), **{**preset_values(name), **changes})
+    return msgspec.structs.replace(HealSettings(), **preset_values(name, changes), **changes)
 
 
-def preset_values(name: str) -> Mapping[str, Any]:
-    """What a preset sets.
+def preset_values(name: str, given: Container[str]) -> Mapping[str, Any]:
+    """What a preset sets of what is not given; its text goes with all that tells of it.
 
     Raises:
         SettingsError: There is no such preset.
@@ -51,4 +51,9 @@ def preset_values(name: str) -> Mapping[str, Any]:
         raise SettingsError(
             f"--preset {name}: expected {', '.join(HEAL_PRESETS)}{nearest(name, HEAL_PRESETS)}"
         )
-    return HEAL_PRESETS[name]
+    left = [field for field in HEAL_PRESETS[name] if field not in given]
+    return {
+        field: HEAL_PRESETS[name][field]
+        for field in left
+        if not ("text" in given and field.startswith("text"))
+    }

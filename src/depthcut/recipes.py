@@ -52,7 +52,7 @@ def _with_preset(recipe: Any) -> Any:
     if not isinstance(heal, dict) or "preset" not in heal:
         return recipe
     own = {key: value for key, value in heal.items() if key != "preset"}
-    return recipe | {"heal": {**preset_values(str(heal["preset"])), **own}}
+    return recipe | {"heal": {**preset_values(str(heal["preset"]), own), **own}}
 
 
 def write_recipe(recipe: Recipe) -> bytes:

@@ -390,6 +390,7 @@ def test_what_was_begun_with_other_settings_is_not_gone_on_with(
     assert (tmp_path / "own.jsonl.journal").exists()
 
 
+@pytest.mark.slow
 def test_kill_9_loses_one_batch_at_most(tiny_llama: Path, tmp_path: Path) -> None:
     def command(out: Path) -> list[str]:
         options = ["--tokens", "1500", "--new-tokens", "20", "--batch-size", "5"]

@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from depthcut.architectures.table import ARCHITECTURES
 from depthcut.checkpoint.folder import model_facts, open_checkpoint
 from depthcut.errors import ArchitectureError, CheckpointError, MissingExtraError, SettingsError
-from depthcut.model.batching import total_memory_bytes
 from depthcut.model.devices import choose_device, choose_dtype
+from depthcut.model.memory import total_memory_bytes
 from depthcut.model.quiet import quiet_transformers
 from depthcut.model.sources import locate
 from depthcut.records import ModelFacts

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from depthcut.errors import SettingsError
-from depthcut.model.batching import fitting_batch_size, free_memory_bytes
+from depthcut.model.batching import fitting_batch_size
 from depthcut.model.gates import gate_gradients
 from depthcut.model.kept_states import KeptStates
 from depthcut.model.loading import LoadedModel
+from depthcut.model.memory import free_memory_bytes
 from depthcut.model.ranks import all_ranks
 from depthcut.model.some_layers import RunSomeLayers, running_some_layers
 from depthcut.model.sublayers import Silence, silencing

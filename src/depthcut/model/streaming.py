@@ -21,17 +21,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from depthcut.checkpoint.folder import Checkpoint, model_facts, open_checkpoint
 from depthcut.errors import ArchitectureError, CheckpointError, DepthcutError, SettingsError
 from depthcut.launched import launched
-from depthcut.model.batching import (
+from depthcut.model.devices import choose_device, choose_dtype
+from depthcut.model.kept_states import KeptStates
+from depthcut.model.layer_weights import LayerWeights
+from depthcut.model.loading import LoadedModel, load_tokenizer
+from depthcut.model.memory import (
     forget_peak,
     give_back_freed,
     keep_few_kernels,
     peak_bytes,
     resident_bytes,
 )
-from depthcut.model.devices import choose_device, choose_dtype
-from depthcut.model.kept_states import KeptStates
-from depthcut.model.layer_weights import LayerWeights
-from depthcut.model.loading import LoadedModel, load_tokenizer
 from depthcut.model.quiet import quiet_transformers
 from depthcut.model.some_layers import RunSomeLayers, running_some_layers
 from depthcut.model.sources import locate

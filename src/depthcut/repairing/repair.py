@@ -9,8 +9,8 @@ from torch import Tensor
 from depthcut.checkpoint.folder import model_facts, open_checkpoint
 from depthcut.errors import SettingsError, TextError
 from depthcut.files import new_folder
-from depthcut.model.batching import free_memory_bytes
 from depthcut.model.loading import LoadedModel
+from depthcut.model.memory import free_memory_bytes
 from depthcut.model.stored_weights import write_weight
 from depthcut.records import (
     Block,

@@ -10,8 +10,9 @@ from torch import Tensor
 from depthcut.checkpoint.folder import Checkpoint
 from depthcut.checkpoint.headers import TensorEntry
 from depthcut.errors import SettingsError
-from depthcut.model.batching import fitting_batch_size, free_memory_bytes
+from depthcut.model.batching import fitting_batch_size
 from depthcut.model.loading import LoadedModel
+from depthcut.model.memory import free_memory_bytes
 from depthcut.model.stored_weights import read_weight
 from depthcut.progress import progress
 from depthcut.records import Plan, layers_in_words

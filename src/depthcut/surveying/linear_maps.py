@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from depthcut.errors import SettingsError
-from depthcut.model.batching import free_memory_bytes
 from depthcut.model.loading import LoadedModel
+from depthcut.model.memory import free_memory_bytes
 from depthcut.model.ranks import ALONE, Ranks
 from depthcut.records import Block
 from depthcut.surveying.criteria import Criterion, blocks_up_to

@@ -9,12 +9,8 @@ import torch
 from torch import Tensor
 
 from depthcut.errors import SettingsError
-from depthcut.model.batching import (
-    activation_bytes,
-    fitting_batch_size,
-    free_memory_bytes,
-    resident_bytes,
-)
+from depthcut.model.batching import activation_bytes, fitting_batch_size
+from depthcut.model.memory import free_memory_bytes, resident_bytes
 from depthcut.model.streaming import (
     LayerMemory,
     StreamedModel,

@@ -15,8 +15,9 @@ from depthcut.healing.rows import Rows, collate
 from depthcut.healing.training.checkpoints import Checkpoints
 from depthcut.healing.training.lessons import Lesson, Pace
 from depthcut.healing.training.train import seeded
-from depthcut.model.batching import activation_bytes, fitting_batch_size, free_memory_bytes
+from depthcut.model.batching import activation_bytes, fitting_batch_size
 from depthcut.model.loading import LoadedModel
+from depthcut.model.memory import free_memory_bytes
 from depthcut.model.ranks import all_ranks
 from depthcut.settings import HealSettings
 

@@ -17,6 +17,7 @@ from depthcut.healing.training.history import best_step, enough, judgements, los
 from depthcut.healing.training.lessons import Lesson, Pace
 from depthcut.healing.training.trainer import HealTrainer, arguments, load_trained, training_on
 from depthcut.healing.training.watching import Watch
+from depthcut.model.memory import keeping_freed
 from depthcut.progress import progress
 from depthcut.records import HealJudgement
 from depthcut.settings import HealSettings
@@ -112,6 +113,7 @@ def _trained(
     logs = checkpoints.folder.with_suffix(".logs")
     with (
         training_on(device, autocast, logs),
+        keeping_freed(device),
         progress("heal", settings.steps * each) as advance,
     ):
         trainer = HealTrainer(

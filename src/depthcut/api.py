@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from depthcut.errors import ArchitectureError, SettingsError, SourceError
+from depthcut.errors import ArchitectureError, SettingsError, SourceError, nearest
 from depthcut.launched import launched
 from depthcut.records import (
     Bench,
@@ -480,7 +480,10 @@ def _teacher(
         parent = parent_of(locate(model, load))
         source, revision = parent.source, load.revision
     load = msgspec.structs.replace(load, load_in_4bit=False, revision=revision)
-    found = facts(source, load=load)
+    try:
+        found = facts(source, load=load)
+    except SourceError as error:
+        raise SourceError(f"--teacher: {error}{nearest(source, ('parent',))}") from error
     if parent is not None and found.digest != parent.digest:
         raise SettingsError(
             f"--teacher parent: {source} is not the model any more that was cut into {model}; name "

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from depthcut import api
 from depthcut.checkpoint.folder import open_checkpoint
-from depthcut.errors import OutputError, SettingsError, TextError
+from depthcut.errors import OutputError, SettingsError, SourceError, TextError
 from depthcut.healing.heal import heal_checkpoint
 from depthcut.healing.inputs import as_needed, check, heal_inputs
 from depthcut.healing.losses.table import loss_weights
@@ -335,6 +335,18 @@ def test_a_model_that_was_cut_from_another_is_not_taught_by_it(
     settings = HealSettings(teacher="parent", text=str(text), steps=1, context=24)
     with pytest.raises(SettingsError, match="is not the model any more"):
         api.heal(pruned, tmp_path / "healed", settings, load=LOAD)
+
+
+def test_a_misspelt_teacher_is_told_before_the_model_is_loaded(
+    folder: Path, tmp_path: Path
+) -> None:
+    (text := tmp_path / "text.txt").write_text("bottles of beer on the wall")
+    settings = HealSettings(teacher=str(tmp_path / "parnt"), text=str(text), steps=1)
+    with pytest.raises(SourceError, match=r"^--teacher: .*parnt"):
+        api.heal(folder, tmp_path / "healed", settings, load=LOAD)
+    settings = HealSettings(teacher="parnt", text=str(text), steps=1)
+    with pytest.raises(SourceError, match=r"did you mean parent\?"):
+        api.heal(folder, tmp_path / "healed", settings, load=LOAD)
 
 
 def _moved(module: torch.nn.Module) -> None:

@@ -183,7 +183,7 @@ def test_a_misspelt_text_is_told_before_a_model_is_loaded(
     def load(*_: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(api, "_loaded", load)
+    monkeypatch.setattr("depthcut.model.loading.load", load)
     wrong = str(tmp_path / "none.txt")
     for stage in (
         lambda: api.survey("m", SurveySettings(text=wrong)),

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import depthcut
 from depthcut import api
+from depthcut.api import recovering
 from depthcut.checkpoint.folder import open_checkpoint
 from depthcut.errors import DepthcutError, OutputError, PlanError, SettingsError, SourceError
 from depthcut.pipeline import run
@@ -245,8 +246,8 @@ def test_the_teacher_is_the_revision_that_was_cut(
         asked.append((str(source), load.revision))
         return facts(source, load=load)
 
-    monkeypatch.setattr(api, "facts", found)
-    monkeypatch.setattr(api, "_loaded", lambda source, _, load: found(source, load=load))
+    monkeypatch.setattr(recovering, "facts", found)
+    monkeypatch.setattr(recovering, "load_source", lambda source, _, load: found(source, load=load))
     with pytest.raises(AttributeError):  # facts are no model
         api.heal(
             tmp_path / "pruned", tmp_path / "healed", recipe.heal,

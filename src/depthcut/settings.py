@@ -310,8 +310,8 @@ class HealSettings(TextSettings, frozen=True, kw_only=True):
     parent for the one that the folder's plan.json names. Default: none, the text is the target."""
     loss: str | None = None
     """What is made small, weights behind colons: next-token (the text), kl (the distance to the
-    teacher's predictions), hidden (to its states at the same depths), such as
-    kl:1,next-token:0.1. Default: kl with a teacher, else next-token."""
+    teacher's predictions), hidden (to its states at the same depths), balance (how unevenly experts
+    are used), such as kl:1,next-token:0.1. Default: kl with a teacher, else next-token."""
     temperature: float = 1.0
     """Of both distributions in kl; above 1, unlikely tokens count more."""
     teacher_kept: int = 0

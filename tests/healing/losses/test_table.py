@@ -22,6 +22,7 @@ def seen(**changes: object) -> Seen:
         "states": (drawn(TOKENS, 8, seed=2).requires_grad_(), drawn(TOKENS, 8, seed=3)),
         "teacher": drawn(TOKENS, VOCABULARY, seed=1),
         "wanted": (drawn(TOKENS, 8, seed=4), drawn(TOKENS, 8, seed=3)),
+        "balance": torch.tensor(0.5, requires_grad=True),
     }
     return Seen(**(values | changes))  # type: ignore[arg-type]
 
@@ -49,7 +50,8 @@ def test_losses_are_sums_with_a_gradient(name: str) -> None:
     parts = LOSSES[name](half) + LOSSES[name](other)
     torch.testing.assert_close(loss, parts, rtol=1e-5, atol=1e-3)
     loss.backward()  # type: ignore[no-untyped-call]
-    leaf = whole.states[0] if name == "hidden" else whole.logits
+    leaf = {"hidden": whole.states[0], "balance": whole.balance}.get(name, whole.logits)
+    assert leaf is not None
     assert leaf.grad is not None
     assert leaf.grad.abs().sum() > 0
 

@@ -54,6 +54,7 @@ class Objective:
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
                 use_cache=False,
+                **({"output_router_logits": True} if "balance" in self.weights else {}),
             )
         return Seen(
             logits=_rows(output.logits, rows),
@@ -62,6 +63,7 @@ class Objective:
             teacher=asked[0],
             wanted=asked[1],
             temperature=self._temperature,
+            balance=output.aux_loss if "balance" in self.weights else None,
         )
 
 

@@ -47,6 +47,8 @@ class Seen(NamedTuple):
     wanted: tuple[Tensor, ...]
     """The teacher's states, as `states`."""
     temperature: float = 1.0
+    balance: Tensor | None = None
+    """How unevenly a mixture of experts used them over the batch; None: no loss asks for it."""
 
 
 def next_token(seen: Seen) -> Tensor:
@@ -89,9 +91,21 @@ def hidden(seen: Seen) -> Tensor:
     return torch.stack(losses).mean()
 
 
+def balance(seen: Seen) -> Tensor:
+    """What keeps the experts of a mixture in use: the model's own auxiliary loss (Fedus et al.,
+    arXiv:2101.03961), the same for each token of the batch."""
+    assert seen.balance is not None  # whoever asks for it lets the model compute it
+    return seen.balance * len(seen.labels)
+
+
 Loss = Callable[[Seen], Tensor]
 
-LOSSES: dict[str, Loss] = {"next-token": next_token, "kl": kl, "hidden": hidden}
+LOSSES: dict[str, Loss] = {
+    "next-token": next_token,
+    "kl": kl,
+    "hidden": hidden,
+    "balance": balance,
+}
 """By the name that --loss takes."""
 OF_A_TEACHER = ("kl", "hidden")
 

@@ -34,10 +34,17 @@ def objective_of(
         plan: Which layers of the teacher the model has; None: nobody knows.
 
     Raises:
-        SettingsError: A teacher of another vocabulary, or one whose states cannot be compared.
+        SettingsError: A teacher of another vocabulary, or one whose states cannot be compared;
+            no experts to balance.
         OutputError: Its predictions cannot be kept.
     """
     weights = loss_weights(settings)
+    config = loaded.model.config.get_text_config()
+    if "balance" in weights and not hasattr(config, "output_router_logits"):
+        raise SettingsError(
+            f"--loss balance: transformers balances no experts of {loaded.facts.source} "
+            f"({loaded.facts.model_type}) by a loss: leave it out"
+        )
     if teacher is None:
         return Objective(weights)
     if settings.teacher_kept:

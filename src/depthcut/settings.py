@@ -290,6 +290,8 @@ class RepairSettings(TextSettings, frozen=True, kw_only=True):
     channel in a Hadamard basis) or scale (a factor a channel); see docs/method.md."""
     batch_size: int | None = None
     """Sequences per forward pass; default: chosen from the memory at hand."""
+    stream: bool = False
+    """Keep one layer's weights in memory at a time: for models larger than memory."""
 
 
 class HealSettings(TextSettings, frozen=True, kw_only=True):

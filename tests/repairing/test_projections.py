@@ -4,7 +4,9 @@ from torch import Tensor, nn
 
 from depthcut.errors import ArchitectureError
 from depthcut.model.loading import LoadedModel, from_memory
-from depthcut.repairing.projections import find_projections
+from depthcut.records import LayerPart
+from depthcut.repairing.layers import layers_in_memory
+from depthcut.repairing.projections import Projection, find_projections
 from tests.tiny import build_tiny
 
 
@@ -28,8 +30,13 @@ def ending_with(kind: type[nn.Linear]) -> LoadedModel:
     return from_memory(model, None)
 
 
+def projections(loaded: LoadedModel, layer: int) -> dict[LayerPart, Projection]:
+    with layers_in_memory(loaded) as layers:
+        return find_projections(layers, layer)
+
+
 def names_of(loaded: LoadedModel, layer: int) -> dict[str, str]:
-    return {part: found.name for part, found in find_projections(loaded, layer).items()}
+    return {part: found.name for part, found in projections(loaded, layer).items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -38,7 +45,7 @@ def test_a_linear_layer_is_known_by_what_it_does(dtype: torch.dtype) -> None:
     loaded = ending_with(Plain)
     loaded.model.to(dtype)
     assert names_of(loaded, 1) == {**attention, "mlp": "model.layers.1.mlp.down_proj"}
-    assert find_projections(loaded, 1)["mlp"].columns == 64
+    assert projections(loaded, 1)["mlp"].columns == 64
     assert names_of(ending_with(Rounding), 1) == attention
 
 
@@ -55,4 +62,4 @@ def test_of_a_mixture_it_is_what_all_tokens_pass() -> None:
 def test_what_is_normed_before_it_is_added_is_refused(model_type: str) -> None:
     loaded = from_memory(build_tiny(model_type), None)
     with pytest.raises(ArchitectureError, match=r"layer 1 .* ends neither .* \(depthcut heal\)"):
-        find_projections(loaded, 1)
+        projections(loaded, 1)

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from depthcut.errors import ArchitectureError, OutputError, PlanError, SettingsError, TextError
 from depthcut.model.loading import LoadedModel, find_layers, from_memory, load
+from depthcut.model.streaming import open_streamed
 from depthcut.records import Plan, RepairRecord, RepairStep, Sublayer, TextFacts, read_record
 from depthcut.repairing.hadamard import hadamard
 from depthcut.repairing.inputs import repair_inputs
 from depthcut.repairing.methods import METHODS, Method, Solution
-from depthcut.repairing.projections import find_projections
 from depthcut.repairing.repair import repair_checkpoint
 from depthcut.settings import LoadSettings, RepairSettings
 from depthcut.slicing import slice_checkpoint
@@ -61,14 +61,15 @@ def repaired(
     *,
     method: str = "refit",
     text: Callable[[], Sequences] = some_text,
+    streamed: bool = False,
     batch_size: int | None = None,
     force: bool = False,
 ) -> RepairRecord:
     assert loaded.folder is not None
     return repair_checkpoint(
-        loaded,
+        open_streamed(loaded.folder, LOAD) if streamed else loaded,
         plan,
-        text,
+        lambda _: text(),
         RepairSettings(method=method, batch_size=batch_size),
         load=LOAD,
         out=out,
@@ -347,7 +348,7 @@ def test_shared_experts_are_repaired_in_the_file(tmp_path: Path) -> None:
     last = len(loaded.layers) - 1
     repaired(loaded, plan_without(tmp_path / "model", (last,)), tmp_path / "out", force=True)
     before, after = (
-        find_projections(each, last - 1)["mlp"].module.weight
+        each.model.get_parameter(f"model.layers.{last - 1}.mlp.shared_experts.down_proj.weight")
         for each in (loaded, load(tmp_path / "out", LOAD))  # no tensor is missing
     )
     assert not before.equal(after)
@@ -387,6 +388,25 @@ def test_the_size_of_batches_does_not_matter(tmp_path: Path) -> None:
     )
     for first, second in zip(one, five, strict=True):
         assert first.error_after == pytest.approx(second.error_after, rel=1e-9)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral"])
+def test_a_model_that_is_read_layer_by_layer_is_repaired_alike(
+    model_type: str, tmp_path: Path
+) -> None:
+    folder = saved(model_type, tmp_path / "model", torch.float32)
+    loaded, plan = load(folder, LOAD), plan_without(folder, (2, 4))
+    records = [
+        repaired(loaded, plan, tmp_path / name, streamed=name == "streamed", force=True)
+        for name in ("whole", "streamed")
+    ]
+    assert records[0].blocks == records[1].blocks
+    assert len(records[0].blocks) == 2
+    whole, streamed = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.safetensors")}
+        for name in ("whole", "streamed")
+    )
+    assert whole == streamed
 
 
 def test_a_repair_that_does_not_help_is_refused_unless_forced(tmp_path: Path) -> None:
@@ -478,7 +498,13 @@ def test_a_plan_without_a_place_to_repair_is_refused(tiny_llama: Path, tmp_path:
     in_memory = from_memory(loaded.model, None)
     with pytest.raises(SettingsError, match="give its checkpoint's folder"):
         repair_checkpoint(
-            in_memory, plan, some_text, RepairSettings(), load=LOAD, out=tmp_path / "o", cut=print
+            in_memory,
+            plan,
+            lambda _: some_text(),
+            RepairSettings(),
+            load=LOAD,
+            out=tmp_path / "o",
+            cut=print,
         )
     assert list(tmp_path.iterdir()) == []
 

@@ -60,12 +60,13 @@ def repair(
     check_plan(plan, facts(model, load=load), str(model), other_model=other)
     refuse_plan(plan)
     refuse_impossible(folder, plan, load)
+    from depthcut.model.streaming import open_streamed
     from depthcut.repairing.methods import find_method
     from depthcut.repairing.repair import repair_checkpoint
 
     find_method(settings.method)
     text = open_documents(settings, texts)
-    loaded = load_source(model, None, load)
+    untouched = open_streamed(model, load) if settings.stream else load_source(model, None, load)
 
     def cut(into: Path) -> None:
         slice_checkpoint(
@@ -78,9 +79,9 @@ def repair(
         )
 
     return repair_checkpoint(
-        loaded,
+        untouched,
         plan,
-        lambda: sequences_for(loaded, text, settings),
+        lambda loaded: sequences_for(loaded, text, settings),
         settings,
         load=load,
         out=out,

@@ -124,6 +124,31 @@ def streaming_states(
         yield lambda number: tuple(kept.get((depth, number), device) for depth in depths)
 
 
+@contextlib.contextmanager
+def streaming_layers(streamed: StreamedModel) -> Iterator[RunSomeLayers]:
+    """A context in which layers run whose weights were put there by `streamed.weights.enter`.
+
+    That they do alone what they do among the others is proved on a few tokens first.
+
+    Raises:
+        ArchitectureError: The layers do not run once each in their order, or pass more to each
+            other than the residual stream.
+        CheckpointError: A weight file is damaged, or was changed.
+    """
+    loaded, weights = streamed.loaded, streamed.weights
+    with running_some_layers(loaded, tried=False) as run, weights.there():
+        proof = _Proof(loaded, run, torch.arange(_PROBE_TOKENS)[None])
+
+        def at(layer: int, state: Tensor) -> None:
+            proof.in_order(layer)
+            weights.enter(layer)
+            proof.through(layer, state)
+
+        proof.end(run(proof.ids, range(len(loaded.layers)), head=False, observe=at))
+        yield run
+    streamed.checkpoint.refuse_changed()
+
+
 def _run_layers(
     streamed: StreamedModel,
     batches: Sequence[Batch],

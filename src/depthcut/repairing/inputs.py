@@ -1,5 +1,7 @@
 """What a repair depends on, and which plans it is for, known before any model is loaded."""
 
+import msgspec
+
 from depthcut.errors import ArchitectureError, PlanError
 from depthcut.records import Plan, inputs_digest, layers_in_words
 from depthcut.settings import LoadSettings, RepairSettings
@@ -8,7 +10,8 @@ from depthcut.settings import LoadSettings, RepairSettings
 def repair_inputs(
     plan: Plan, model_digest: str, text_digest: str, settings: RepairSettings, load: LoadSettings
 ) -> str:
-    """Digest of everything that the repaired weights depend on."""
+    """Digest of everything that the repaired weights depend on: not of how they are read."""
+    settings = msgspec.structs.replace(settings, stream=False)
     slices = [f"{each.start}:{each.stop}" for each in plan.slices]
     return inputs_digest("repair", settings, load, model_digest, text_digest, slices)
 

@@ -5,17 +5,15 @@ layer that stays, and those that are solved for once more for each solve.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from depthcut.errors import ArchitectureError
 from depthcut.model.kept_states import KeptStates
-from depthcut.model.loading import LoadedModel
-from depthcut.model.some_layers import Observe, RunSomeLayers, running_some_layers
+from depthcut.repairing.layers import Layers
 from depthcut.repairing.projections import Joined
 from depthcut.text.sequences import Batch
 
@@ -36,22 +34,30 @@ class Passes:
 
     def __init__(
         self,
-        run: RunSomeLayers,
-        loaded: LoadedModel,
+        layers: Layers,
         batches: Sequence[Batch],
         kept_layers: Sequence[int],
         memory_bytes: int,
+        advance: Callable[[float], object],
     ) -> None:
-        """Both at the embeddings."""
-        self._run, self._loaded, self._batches = run, loaded, batches
-        self._kept_layers = kept_layers
+        """Both at the embeddings.
+
+        Args:
+            layers: The untouched model's.
+            batches: What both read.
+            kept_layers: Those of the repaired model.
+            memory_bytes: Of states, before they go to a file.
+            advance: Told the tokens of each batch, times the layers that it has passed.
+        """
+        self._layers, self._batches, self._kept_layers = layers, batches, kept_layers
+        self._advance = advance
         self._kept = KeptStates(memory_bytes)
         self._at: tuple[int, int] | None = None
         """The layer that the repaired model's kept states enter, and the depth of the untouched
         model's."""
 
     def over(
-        self, layer: int, depth: int, joined: Joined, *, numbers: Sequence[int], more: bool
+        self, layer: int, depth: int, joined: Joined, *, numbers: Sequence[int]
     ) -> Iterator[Seen]:
         """Run the repaired model through a layer, and the untouched one to a depth.
 
@@ -64,107 +70,66 @@ class Passes:
             joined: Projections of the layer.
             numbers: Of the batches that are read. Some may be left out where the call before went
                 as far.
-            more: Whether another call comes: states are kept for it.
         """
-        for number in numbers:
-            with _catching(self._loaded, layer, joined) as caught:
-                target = self._run_both(number, layer, depth, caught)
-            if more:
-                self._keep("untouched", number, target)
-                self._keep("repaired", number, caught.entered)
-            yield _seen(self._batches[number], joined, caught, target)
-        self._at = layer, depth
-
-    def _run_both(self, number: int, layer: int, depth: int, caught: "_Caught") -> Tensor:
-        ids, observe = self._batches[number].ids, _entering(layer, caught)
         if self._at is None:  # up to its first repair the repaired model is the untouched one
-            return self._run(ids, range(depth), head=False, observe=observe)
-        (entered, reached), device = self._at, self._loaded.device
-        target = self._kept.get(("untouched", number), device)
-        if depth > reached:
-            target = self._run(ids, range(reached, depth), entering=target, head=False)
-        self._run(  # after the other, as both may pass the layer that is watched
-            ids,
-            [each for each in self._kept_layers if entered <= each <= layer],
-            entering=self._kept.get(("repaired", number), device),
-            head=False,
-            observe=observe,
-        )
-        return target
+            self._through("untouched", range(layer), numbers)
+            for number in numbers if layer else ():
+                self._keep("repaired", number, self._state("untouched", number))
+            self._at = layer, layer
+        entered, reached = self._at
+        self._through("untouched", range(reached, depth), numbers)
+        passed = [each for each in self._kept_layers if entered <= each < layer]
+        self._through("repaired", passed, numbers)
+        self._at = layer, depth
+        self._layers.enter(layer)
+        for number in numbers:
+            with _catching(joined) as caught:
+                left = self._ran("repaired", number, [layer])
+            target = self._state("untouched", number)
+            yield _seen(self._batches[number], joined, caught, left, target)
+
+    def _through(self, which: str, layers: Sequence[int], numbers: Sequence[int]) -> None:
+        for stretch in self._layers.stretches(layers):
+            for number in numbers:
+                self._keep(which, number, self._ran(which, number, stretch))
+
+    def _ran(self, which: str, number: int, layers: Sequence[int]) -> Tensor:
+        batch = self._batches[number]
+        entering = self._state(which, number) if layers[0] else None
+        left = self._layers.run(batch.ids, layers, entering=entering, head=False)
+        self._advance(int(batch.mask.sum()) * len(layers))
+        return left
+
+    def _state(self, which: str, number: int) -> Tensor:
+        return self._kept.get((which, number), self._layers.loaded.device)
 
     def _keep(self, which: str, number: int, states: Tensor) -> None:
         self._kept.discard([(which, number)])
         self._kept.put((which, number), states)
 
 
-@contextlib.contextmanager
-def passing(
-    loaded: LoadedModel, batches: Sequence[Batch], kept_layers: Sequence[int], memory_bytes: int
-) -> Iterator[Passes]:
-    """A context in which both models run; but for weights that the caller sets, all is restored.
-
-    Args:
-        loaded: The untouched model.
-        batches: What it reads.
-        kept_layers: Those of the repaired model.
-        memory_bytes: Of states, before they go to a file.
-
-    Raises:
-        ArchitectureError: The model cannot be run in part.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            run = stack.enter_context(running_some_layers(loaded))
-        except ArchitectureError as error:
-            raise ArchitectureError(
-                f"the layers of {loaded.facts.source} ({loaded.facts.model_type}) pass more to "
-                "each other than the residual stream: a part of them cannot be run, which repair "
-                "needs; heal the cut model instead (depthcut heal)"
-            ) from error
-        yield Passes(run, loaded, batches, kept_layers, memory_bytes)
-
-
 @dataclass
 class _Caught:
-    """Of a layer's pass; filled by hooks."""
+    """Of projections in a layer's pass; filled by hooks."""
 
     given: dict[nn.Module, Tensor] = field(default_factory=dict)
     gave: dict[nn.Module, Tensor] = field(default_factory=dict)
-    states: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def entered(self) -> Tensor:
-        return self.states["entered"]
-
-
-def _entering(layer: int, caught: _Caught) -> Observe:
-    def observe(index: int, state: Tensor) -> None:
-        if index == layer:
-            caught.states["entered"] = state
-
-    return observe
 
 
 @contextlib.contextmanager
-def _catching(loaded: LoadedModel, layer: int, joined: Joined) -> Iterator[_Caught]:
-    """What the projections take and give, and what leaves their layer."""
+def _catching(joined: Joined) -> Iterator[_Caught]:
     caught = _Caught()
 
-    def of_projection(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def take(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         caught.given[module], caught.gave[module] = args[0], output.clone()
-
-    def of_layer(_: nn.Module, __: Any, output: Any) -> None:
-        caught.states["left"] = output if isinstance(output, Tensor) else output[0]
 
     with contextlib.ExitStack() as stack:
         for part in joined.parts:
-            stack.callback(part.module.register_forward_hook(of_projection).remove)
-        stack.callback(loaded.layers[layer].register_forward_hook(of_layer).remove)
+            stack.callback(part.module.register_forward_hook(take).remove)
         yield caught
 
 
-def _seen(batch: Batch, joined: Joined, caught: _Caught, target: Tensor) -> Seen:
-    left = caught.states["left"]
+def _seen(batch: Batch, joined: Joined, caught: _Caught, left: Tensor, target: Tensor) -> Seen:
     mask = batch.mask.flatten().to(left.device)
 
     def rows(states: Tensor) -> Tensor:

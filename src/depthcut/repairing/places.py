@@ -4,15 +4,13 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from torch import Tensor
-
 from depthcut.architectures.names import LayerNames
 from depthcut.checkpoint.folder import Checkpoint, open_checkpoint
 from depthcut.checkpoint.headers import TensorEntry
 from depthcut.errors import ArchitectureError, SettingsError
-from depthcut.model.loading import LoadedModel
 from depthcut.model.stored_weights import find_weight
 from depthcut.records import Block, LayerPart, Plan
+from depthcut.repairing.layers import Layers
 from depthcut.repairing.methods import Method
 from depthcut.repairing.projections import Joined, Projection, find_projections, stored_names
 
@@ -39,17 +37,12 @@ class Place(NamedTuple):
         """Whether the layer lies before its block, not behind it."""
         return self.layer < self.block[0]
 
-    @property
-    def original(self) -> dict[str, Tensor]:
-        """The tensors as the model in memory has them now, copied."""
-        return {name: own.clone() for joined in self.solves for name, own in joined.own.items()}
 
-
-def find_places(loaded: LoadedModel, plan: Plan, method: Method) -> list[Place]:
+def find_places(layers: Layers, plan: Plan, method: Method) -> list[Place]:
     """The places in order: all are refused or none.
 
     Args:
-        loaded: The untouched model, from a folder.
+        layers: The untouched model's; it comes from a folder.
         plan: Which layers go; it removes whole ones, and not the first.
         method: Which projections, and whether behind the blocks too.
 
@@ -58,6 +51,7 @@ def find_places(loaded: LoadedModel, plan: Plan, method: Method) -> list[Place]:
             its tensors are not found in the checkpoint, or the method is not for this width.
         SettingsError: A quantised model, or one without a folder.
     """
+    loaded = layers.loaded
     if getattr(loaded.model, "is_quantized", False):
         raise SettingsError(
             "quantised weights cannot be repaired: give the checkpoint before quantisation, "
@@ -71,12 +65,12 @@ def find_places(loaded: LoadedModel, plan: Plan, method: Method) -> list[Place]:
     before = {start - 1 for start, _ in plan.removed}
     found = []
     for start, stop in plan.removed:
-        found.append(_place(loaded, parent, method, (start, stop), start - 1))
+        found.append(_place(layers, parent, method, (start, stop), start - 1))
         for layer in range(stop, stop + method.behind):
             if layer not in kept or layer in before:
                 break  # it makes up for the next block
             with contextlib.suppress(ArchitectureError):  # it would help, but is not needed
-                found.append(_place(loaded, parent, method, (start, stop), layer))
+                found.append(_place(layers, parent, method, (start, stop), layer))
     return found
 
 
@@ -100,14 +94,12 @@ def entries_in(
     }
 
 
-def _place(
-    loaded: LoadedModel, parent: Checkpoint, method: Method, block: Block, layer: int
-) -> Place:
-    projections = find_projections(loaded, layer)
+def _place(layers: Layers, parent: Checkpoint, method: Method, block: Block, layer: int) -> Place:
+    projections = find_projections(layers, layer)
     stored = {
         name: its
         for projection in projections.values()
-        for name, its in stored_names(loaded, projection).items()
+        for name, its in stored_names(layers.loaded, projection).items()
     }
     place = Place(
         block=block,

@@ -12,8 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from depthcut.architectures.sublayers import part_modules
 from depthcut.errors import ArchitectureError
-from depthcut.model.loading import LoadedModel, in_eval_mode
+from depthcut.model.loading import LoadedModel
 from depthcut.records import LayerPart
+from depthcut.repairing.layers import Layers
 
 _FAR = 2e-2
 """Of what is added for a trial: so far bfloat16 may be off."""
@@ -123,12 +124,6 @@ class Joined:
         """The matrix that tensors by these names make, float64."""
         return torch.cat([part.matrix(tensors) for part in self.parts], dim=1)
 
-    def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the modules' tensors; those of other modules are passed over."""
-        with torch.no_grad():
-            for name, own in self.own.items():
-                own.copy_(tensors[name])
-
 
 def stored_names(loaded: LoadedModel, projection: Projection) -> dict[str, str]:
     """How checkpoints name the projection's tensors, by their names in the model.
@@ -149,7 +144,7 @@ def stored_names(loaded: LoadedModel, projection: Projection) -> dict[str, str]:
     return found
 
 
-def find_projections(loaded: LoadedModel, layer: int) -> dict[LayerPart, Projection]:
+def find_projections(layers: Layers, layer: int) -> dict[LayerPart, Projection]:
     """The linear layers whose output is added to the residual stream as it is, proved by trial.
 
     Those that end the attention and the MLP; of a mixture of experts only what all tokens pass
@@ -159,6 +154,8 @@ def find_projections(loaded: LoadedModel, layer: int) -> dict[LayerPart, Project
         ArchitectureError: There is none: the outputs are normed or scaled before they are added,
             or the layer has no one attention and MLP.
     """
+    loaded = layers.loaded
+    layers.enter(layer)
     whole = loaded.layers[layer]
     names = {id(module): name for name, module in loaded.model.named_modules()}
     kind = f"layer {layer} of {loaded.facts.source} ({loaded.facts.model_type})"
@@ -173,7 +170,7 @@ def find_projections(loaded: LoadedModel, layer: int) -> dict[LayerPart, Project
     for part, module in modules.items():
         for each in _candidates(loaded, module):
             candidate = Projection(each, names[id(each)], layer, part)
-            if _adds_up(loaded, candidate, modules["mlp"] if part == "attention" else None):
+            if _adds_up(layers, candidate, modules["mlp"] if part == "attention" else None):
                 found[part] = candidate
                 break
     if not found:
@@ -196,7 +193,7 @@ def _candidates(loaded: LoadedModel, part: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
-def _adds_up(loaded: LoadedModel, projection: Projection, later: nn.Module | None) -> bool:
+def _adds_up(layers: Layers, projection: Projection, later: nn.Module | None) -> bool:
     """Whether the projection gives W a, and what is added to it is added to the layer's output.
 
     Both are tried: a linear layer by its class may round what it takes, or be adapted. What the
@@ -205,7 +202,6 @@ def _adds_up(loaded: LoadedModel, projection: Projection, later: nn.Module | Non
     added: list[Tensor] = []
     plain: list[Tensor] = []
     gave: list[Tensor] = []
-    left: list[Tensor] = []
     behind: list[Tensor] = []
     generator = torch.Generator().manual_seed(0)
 
@@ -216,34 +212,28 @@ def _adds_up(loaded: LoadedModel, projection: Projection, later: nn.Module | Non
         added.append(noise * output.abs().mean())
         return output + added[-1]
 
-    def see(_: nn.Module, __: Any, output: Any) -> None:
-        left.append(output if isinstance(output, Tensor) else output[0])
-
     def see_later(_: nn.Module, __: Any, output: Any) -> None:
         behind.append(output if isinstance(output, Tensor) else output[0])
 
-    with in_eval_mode(loaded.model), contextlib.ExitStack() as stack:
-        hook = loaded.layers[projection.layer].register_forward_hook(see)
-        stack.callback(hook.remove)
+    with contextlib.ExitStack() as stack:
         if later is not None:
             stack.callback(later.register_forward_hook(see_later).remove)
-        ids = torch.tensor([[1, 0, 2]], device=loaded.device)
-        loaded.backbone(input_ids=ids, use_cache=False)
-        with contextlib.ExitStack() as adding:
-            adding.callback(projection.module.register_forward_hook(add).remove)
-            loaded.backbone(input_ids=ids, use_cache=False)
-        if len(added) != 1 or len(left) != 2 or added[0].numel() != left[0].numel():
-            return False
-        if later is not None and [each.numel() for each in behind] != [left[0].numel()] * 2:
-            return False
-        before, after = (
-            state.double() - (behind[turn].double().reshape(state.shape) if behind else 0)
-            for turn, state in enumerate(left)
-        )
-        expected = added[0].double().reshape(before.shape)
-        return _near(gave[0].double(), plain[0].double(), of=plain[0]) and (
-            _near(after - before, expected, of=left[0]) and bool(expected.any())
-        )
+        ids = torch.tensor([[1, 0, 2]])
+        left = [layers.run(ids, [projection.layer], head=False)]
+        stack.callback(projection.module.register_forward_hook(add).remove)
+        left.append(layers.run(ids, [projection.layer], head=False))
+    if len(added) != 1 or added[0].numel() != left[0].numel():
+        return False
+    if later is not None and [each.numel() for each in behind] != [left[0].numel()] * 2:
+        return False
+    before, after = (
+        state.double() - (behind[turn].double().reshape(state.shape) if behind else 0)
+        for turn, state in enumerate(left)
+    )
+    expected = added[0].double().reshape(before.shape)
+    return _near(gave[0].double(), plain[0].double(), of=plain[0]) and (
+        _near(after - before, expected, of=left[0]) and bool(expected.any())
+    )
 
 
 def _near(one: Tensor, other: Tensor, *, of: Tensor) -> bool:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from depthcut.checkpoint.folder import model_facts, open_checkpoint
@@ -12,6 +13,7 @@ from depthcut.files import new_folder
 from depthcut.model.loading import LoadedModel
 from depthcut.model.memory import free_memory_bytes
 from depthcut.model.stored_weights import write_weight
+from depthcut.model.streaming import StreamedModel
 from depthcut.records import (
     Block,
     Origin,
@@ -24,6 +26,7 @@ from depthcut.records import (
 )
 from depthcut.repairing.card import repair_card
 from depthcut.repairing.inputs import refuse_plan, repair_inputs
+from depthcut.repairing.layers import layers_in_memory, layers_streamed
 from depthcut.repairing.methods import find_method
 from depthcut.repairing.places import Place, find_places
 from depthcut.repairing.solving import SHARE, Solved, helped, solve_places
@@ -34,9 +37,9 @@ _HELD_OUT_EVERY = 8
 
 
 def repair_checkpoint(
-    loaded: LoadedModel,
+    model: LoadedModel | StreamedModel,
     plan: Plan,
-    read: Callable[[], Sequences],
+    read: Callable[[LoadedModel], Sequences],
     settings: RepairSettings,
     *,
     load: LoadSettings,
@@ -49,10 +52,10 @@ def repair_checkpoint(
     They are solved for in order, each on the states that the model gives with those before it,
     towards the untouched model's. Every eighth sequence is not fitted; it chooses the ridge and
     judges. A layer behind a block stays as it was where that would not help. The result has the
-    tensors, names and dtypes of the cut checkpoint. `loaded` is as before when this returns.
+    tensors, names and dtypes of the cut checkpoint. `model` is as before when this returns.
 
     Args:
-        loaded: The model that the plan is for, from a folder.
+        model: What the plan is for, from a folder.
         plan: Which layers go.
         read: Gives the text, made with its tokenizer; called once it is known that the model can be
             repaired.
@@ -74,54 +77,58 @@ def repair_checkpoint(
     started = time.monotonic()
     method = find_method(settings.method)
     refuse_plan(plan)
-    places = find_places(loaded, plan, method)
-    _refuse_large(loaded, places)
-    sequences = read()
-    fitted, held_out = _split(sequences)
-    with new_folder(out, needed_bytes=loaded.facts.weight_bytes) as working:
-        cut(working / "cut")
-        for path in sorted((working / "cut").iterdir()):
-            path.rename(working / path.name)
-        (working / "cut").rmdir()
-        made: dict[Block, list[RepairStep]] = {block: [] for block in plan.removed}
-        for place, solved in solve_places(
-            loaded,
-            plan,
-            places,
-            checkpoint=open_checkpoint(working),
-            fitted=fitted,
-            held_out=held_out,
-            settings=settings,
-        ):
-            if place.before and not (helped(solved) or force):
-                raise _no_help(place, solved, settings)
-            for each in solved:
-                for name, tensor in each.tensors.items():
-                    write_weight(each.entries[name], tensor)
-                made[place.block].append(_told(place, each))
-        record = RepairRecord(
-            origin=Origin.since(
-                started,
-                inputs=repair_inputs(
-                    plan, loaded.facts.digest, sequences.facts.digest, settings, load
+    if isinstance(model, StreamedModel):
+        loaded, opened = model.loaded, layers_streamed(model)
+    else:
+        loaded, opened = model, layers_in_memory(model)
+    with opened as layers:
+        places = find_places(layers, plan, method)
+        _refuse_large(loaded, places)
+        sequences = read(loaded)
+        fitted, held_out = _split(sequences)
+        with new_folder(out, needed_bytes=loaded.facts.weight_bytes) as working:
+            with torch.inference_mode(mode=False):  # it may build models
+                cut(working / "cut")
+            for path in sorted((working / "cut").iterdir()):
+                path.rename(working / path.name)
+            (working / "cut").rmdir()
+            made: dict[Block, list[RepairStep]] = {block: [] for block in plan.removed}
+            for place, solved in solve_places(
+                layers,
+                plan,
+                places,
+                checkpoint=open_checkpoint(working),
+                fitted=fitted,
+                held_out=held_out,
+                settings=settings,
+            ):
+                if place.before and not (helped(solved) or force):
+                    raise _no_help(place, solved, settings)
+                for each in solved:
+                    for name, tensor in each.tensors.items():
+                        write_weight(each.entries[name], tensor)
+                    made[place.block].append(_told(place, each))
+            inputs = repair_inputs(
+                plan, loaded.facts.digest, sequences.facts.digest, settings, load
+            )
+            record = RepairRecord(
+                origin=Origin.since(started, inputs=inputs),
+                plan=plan,
+                parent=loaded.facts,
+                text=sequences.facts,
+                settings=settings,
+                load=load,
+                fitted_tokens=_count(fitted),
+                held_out_tokens=_count(held_out),
+                blocks=tuple(
+                    RepairedBlock(start=start, stop=stop, steps=tuple(steps))
+                    for (start, stop), steps in made.items()
                 ),
-            ),
-            plan=plan,
-            parent=loaded.facts,
-            text=sequences.facts,
-            settings=settings,
-            load=load,
-            fitted_tokens=_count(fitted),
-            held_out_tokens=_count(held_out),
-            blocks=tuple(
-                RepairedBlock(start=start, stop=stop, steps=tuple(steps))
-                for (start, stop), steps in made.items()
-            ),
-            result=model_facts(open_checkpoint(working), source=str(out)),
-        )
-        card = repair_card(record, loaded.folder, name=out.name)
-        (working / "README.md").write_text(card, encoding="utf-8")
-        write_record(record, working / "depthcut.json", overwrite=True)
+                result=model_facts(open_checkpoint(working), source=str(out)),
+            )
+            card = repair_card(record, loaded.folder, name=out.name)
+            (working / "README.md").write_text(card, encoding="utf-8")
+            write_record(record, working / "depthcut.json", overwrite=True)
     return record
 
 

@@ -1,6 +1,6 @@
 """Places solved for in order: sums over a text, and the solution that held-out text likes best."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,8 +16,9 @@ from depthcut.model.memory import free_memory_bytes
 from depthcut.model.stored_weights import read_weight
 from depthcut.progress import progress
 from depthcut.records import Plan, layers_in_words
+from depthcut.repairing.layers import Layers
 from depthcut.repairing.methods import Solution, Solve, Sums, find_method
-from depthcut.repairing.passes import Passes, passing
+from depthcut.repairing.passes import Passes
 from depthcut.repairing.places import Place, entries_in
 from depthcut.repairing.projections import Joined
 from depthcut.settings import RepairSettings
@@ -47,7 +48,7 @@ def helped(solved: Sequence[Solved]) -> bool:
 
 
 def solve_places(
-    loaded: LoadedModel,
+    layers: Layers,
     plan: Plan,
     places: Sequence[Place],
     *,
@@ -58,10 +59,10 @@ def solve_places(
 ) -> Iterator[tuple[Place, list[Solved]]]:
     """Each place with what was solved there; of a layer behind a block nothing if it did not help.
 
-    The solutions are put into the model in memory, until all are done or the iterator is closed.
+    The solutions are put into the layers.
 
     Args:
-        loaded: The untouched model.
+        layers: The untouched model's.
         plan: Which layers go.
         places: In order.
         checkpoint: The cut one.
@@ -71,64 +72,65 @@ def solve_places(
 
     Raises:
         SettingsError: States are no numbers.
-        ArchitectureError: The model cannot be run in part.
     """
+    loaded = layers.loaded
     size = settings.batch_size or _batch_size(loaded, fitted)
     parts = [(batch, False) for batch in _batches(fitted, size)]
     parts += [(batch, True) for batch in _batches(held_out, size)]
-    solve, original = find_method(settings.method).solve, [each.original for each in places]
+    solve = find_method(settings.method).solve
     memory_bytes = int(free_memory_bytes(loaded.device) * SHARE)
-    total = sum(
-        int(batch.mask.sum()) * (len(place.solves) + (held and not place.exact))
-        for batch, held in parts
-        for place in places
-    )
-    batches = [batch for batch, _ in parts]
-    try:
-        with (
-            passing(loaded, batches, plan.kept_layers, memory_bytes) as passes,
-            progress("repair", total) as advance,
-        ):
-            text = _Text(passes, parts, advance)
-            for place, own in zip(places, original, strict=True):
-                layer = plan.kept_layers.index(place.layer)
-                entries = [entries_in(checkpoint, place, each, layer) for each in place.solves]
-                solved = _at(text, place, entries, solve, last=place is places[-1])
-                if not place.before and not helped(solved):
-                    _put(place, own)
-                    solved = []
-                yield place, solved
-    finally:
-        for place, own in zip(places, original, strict=True):
-            _put(place, own)
+    with progress("repair", _layer_tokens(parts, places, plan) / len(loaded.layers)) as advance:
+        passes = Passes(
+            layers,
+            [batch for batch, _ in parts],
+            plan.kept_layers,
+            memory_bytes,
+            lambda tokens: advance(tokens / len(loaded.layers)),
+        )
+        text = _Text(layers, passes, parts)
+        for place in places:
+            layer = plan.kept_layers.index(place.layer)
+            entries = [entries_in(checkpoint, place, each, layer) for each in place.solves]
+            solved = _at(text, place, entries, solve)
+            if not place.before and not helped(solved):
+                layers.take_back(place.layer)
+                solved = []
+            yield place, solved
 
 
-def _put(place: Place, tensors: Mapping[str, Tensor]) -> None:
-    for joined in place.solves:
-        joined.put(tensors)
+def _layer_tokens(
+    parts: Sequence[tuple[Batch, bool]], places: Sequence[Place], plan: Plan
+) -> float:
+    """How many tokens go through layers of both models, each counted once a layer."""
+    first, last = places[0].layer, places[-1].layer
+    passed = places[-1].depth + sum(first <= each < last for each in plan.kept_layers)
+    found = 0
+    for batch, held in parts:
+        solves = sum(len(place.solves) + (held and not place.exact) for place in places)
+        found += int(batch.mask.sum()) * (passed + solves)
+    return found
 
 
 @dataclass(frozen=True)
 class _Text:
     """What both models read."""
 
+    layers: Layers
     passes: Passes
     parts: Sequence[tuple[Batch, bool]]
     """Its batches, and whether they are held out."""
-    advance: Callable[[float], None]
 
-    def sums(self, place: Place, joined: Joined, *, judging: bool, more: bool) -> dict[bool, Sums]:
+    def sums(self, place: Place, joined: Joined, *, judging: bool) -> dict[bool, Sums]:
         """Over the sequences that are held out (True), and unless only judging those fitted."""
         sums: dict[bool, Sums] = {}
         numbers = [number for number, (_, held) in enumerate(self.parts) if held or not judging]
-        seen = self.passes.over(place.layer, place.depth, joined, numbers=numbers, more=more)
+        seen = self.passes.over(place.layer, place.depth, joined, numbers=numbers)
         for number, each in zip(numbers, seen, strict=True):
-            batch, held = self.parts[number]
+            _, held = self.parts[number]
             if held not in sums:
                 hidden, columns = each.target.shape[1], each.given.shape[1]
                 sums[held] = Sums.empty(hidden, columns, each.given.device)
             sums[held].add(*each)
-            self.advance(int(batch.mask.sum()))
         for both in sums.values():
             if not bool(torch.isfinite(both.inputs).all() and torch.isfinite(both.wanted).all()):
                 raise SettingsError(
@@ -143,8 +145,6 @@ def _at(
     place: Place,
     entries: Sequence[Mapping[str, TensorEntry]],
     solve: Solve,
-    *,
-    last: bool,
 ) -> list[Solved]:
     """What each solve of a place gave: the error after one is that before the next."""
     found: list[Solved] = []
@@ -154,8 +154,7 @@ def _at(
         rounds.append(rounds[-1])
     for number, (joined, its) in enumerate(rounds, start=1):
         judging = number > len(place.solves)
-        more = not last or number < len(rounds)
-        sums = text.sums(place, joined, judging=judging, more=more)
+        sums = text.sums(place, joined, judging=judging)
         held_out = sums[True]
         now = {name: read_weight(entry) for name, entry in its.items()} | now
         matrix = joined.matrix(now).to(held_out.inputs.device)
@@ -170,7 +169,7 @@ def _at(
             after = held_out.error(joined.matrix(tensors).to(matrix.device))
             offered.append(Solved(its, tensors, solution, before, after))
         found.append(min(offered, key=lambda each: each.after))
-        joined.put(found[-1].tensors)
+        text.layers.put(place.layer, found[-1].tensors)
         now |= found[-1].tensors
     return found
 

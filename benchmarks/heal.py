@@ -48,7 +48,7 @@ def main() -> None:
             str(asked.data / name)
             for name in ("wikitext2/valid.txt", "c4/prefix_completion.jsonl[prefix]")
         ),
-        tokens=32768,
+        tokens=24576,
         context=CONTEXT,
         new_tokens=0,
         tasks=() if asked.quick else TASKS,
@@ -75,7 +75,7 @@ def models(data: Path, out: Path, remove: str, steps: int, methods: list[str]) -
     if not (out / "cut").exists():
         api.slice(MODEL, plan, out / "cut")
     if not (out / "repaired").exists():
-        repairing = RepairSettings(text=texts, tokens=65536, context=CONTEXT)
+        repairing = RepairSettings(text=texts, tokens=32768, context=CONTEXT)
         api.repair(MODEL, plan, out / "repaired", repairing)
     made |= {name: str(out / name) for name in ("cut", "repaired")}
     for method in methods:
@@ -92,6 +92,7 @@ def healing(method: HealMethod, texts: tuple[str, ...], steps: int) -> HealSetti
         text=texts,
         method=method,
         teacher="parent",
+        loss="kl:1,next-token:0.5",
         steps=steps,
         batch_size=4,
         context=CONTEXT,

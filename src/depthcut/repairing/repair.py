@@ -87,11 +87,7 @@ def repair_checkpoint(
         sequences = read(loaded)
         fitted, held_out = _split(sequences)
         with new_folder(out, needed_bytes=loaded.facts.weight_bytes) as working:
-            with torch.inference_mode(mode=False):  # it may build models
-                cut(working / "cut")
-            for path in sorted((working / "cut").iterdir()):
-                path.rename(working / path.name)
-            (working / "cut").rmdir()
+            _cut_into(working, cut)
             made: dict[Block, list[RepairStep]] = {block: [] for block in plan.removed}
             for place, solved in solve_places(
                 layers,
@@ -130,6 +126,14 @@ def repair_checkpoint(
             (working / "README.md").write_text(card, encoding="utf-8")
             write_record(record, working / "depthcut.json", overwrite=True)
     return record
+
+
+def _cut_into(working: Path, cut: Callable[[Path], object]) -> None:
+    with torch.inference_mode(mode=False):  # it may build models
+        cut(working / "cut")
+    for path in sorted((working / "cut").iterdir()):
+        path.rename(working / path.name)
+    (working / "cut").rmdir()
 
 
 def _told(place: Place, solved: Solved) -> RepairStep:

@@ -7,6 +7,7 @@ from depthcut.healing.losses.teaching import objective_of
 from depthcut.healing.rows import Rows
 from depthcut.model.loading import from_memory
 from depthcut.settings import HealSettings, LoadSettings
+from tests.every_type import build
 from tests.tiny import build_tiny
 
 
@@ -27,5 +28,12 @@ def test_a_model_without_experts_has_none_to_balance(model_type: str) -> None:
     loaded = from_memory(build_tiny(model_type), None)
     rows = Rows((torch.arange(8),), (), ())
     settings = HealSettings(loss="next-token,balance:0.01")
-    with pytest.raises(SettingsError, match="--loss balance"):
+    with pytest.raises(SettingsError, match=r"--loss balance: .* leave it out"):
         objective_of(loaded, None, rows, settings, load=LoadSettings(), plan=None)
+
+
+def test_experts_that_are_balanced_by_no_loss_are_told() -> None:
+    ids = torch.arange(24).view(2, 12)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    with pytest.raises(SettingsError, match=r"--loss balance: .* leave it out"):
+        Objective({"balance": 1.0}).of(build("deepseek_v3"), batch)

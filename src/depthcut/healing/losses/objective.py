@@ -1,10 +1,12 @@
 """The loss of a batch: a mixture of losses, of the text and of a teacher."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from depthcut.errors import SettingsError
 from depthcut.healing.losses.table import LOSSES, Seen
 from depthcut.healing.losses.teachers import Teacher, leaving
 from depthcut.healing.rows import IGNORED
@@ -63,8 +65,23 @@ class Objective:
             teacher=asked[0],
             wanted=asked[1],
             temperature=self._temperature,
-            balance=output.aux_loss if "balance" in self.weights else None,
+            balance=_balance(output) if "balance" in self.weights else None,
         )
+
+
+def unbalanced() -> SettingsError:
+    """That a model has no such loss."""
+    return SettingsError(
+        "--loss balance: transformers computes no loss that balances experts of this model type: "
+        "leave it out"
+    )
+
+
+def _balance(output: Any) -> Tensor:
+    found = getattr(output, "aux_loss", None)
+    if not isinstance(found, Tensor):  # DeepSeek-V3 and others have the switch, and no loss
+        raise unbalanced()
+    return found
 
 
 def _rows(values: Tensor, rows: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from depthcut.errors import SettingsError
 from depthcut.healing.losses.kept_teacher import kept_teacher
-from depthcut.healing.losses.objective import Objective
+from depthcut.healing.losses.objective import Objective, unbalanced
 from depthcut.healing.losses.table import loss_weights
 from depthcut.healing.losses.teachers import OnlineTeacher, Untouched, refuse_other_vocabulary
 from depthcut.healing.rows import Rows
@@ -41,10 +41,7 @@ def objective_of(
     weights = loss_weights(settings)
     config = loaded.model.config.get_text_config()
     if "balance" in weights and not hasattr(config, "output_router_logits"):
-        raise SettingsError(
-            f"--loss balance: transformers balances no experts of {loaded.facts.source} "
-            f"({loaded.facts.model_type}) by a loss: leave it out"
-        )
+        raise unbalanced()
     if teacher is None:
         return Objective(weights)
     if settings.teacher_kept:

@@ -4,6 +4,7 @@ import pytest
 
 from depthcut.architectures.table import ARCHITECTURES
 from depthcut.cli import COMMANDS
+from depthcut.repairing.methods import METHODS as REPAIRS
 from depthcut.searching.methods import METHODS
 from depthcut.surveying.criteria import CRITERIA
 
@@ -38,4 +39,9 @@ def test_the_method_page_has_every_criterion(criterion: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_method_page_has_every_search(method: str) -> None:
+    assert f"| `{method}` |" in (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("method", REPAIRS)
+def test_the_method_page_has_every_repair(method: str) -> None:
     assert f"| `{method}` |" in (ROOT / "docs" / "method.md").read_text(encoding="utf-8")

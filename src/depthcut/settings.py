@@ -281,13 +281,15 @@ class SweepSettings(TextSettings, frozen=True, kw_only=True):
 
 
 class RepairSettings(TextSettings, frozen=True, kw_only=True):
-    """How weights are solved for that make up for removed layers."""
+    """How weights are found that make up for removed layers."""
 
     method: str = "refit"
-    """What is solved for: refit (the output projections of attention and MLP, in the layer before
-    each removed block and in two behind it); or, in the last MLP before the block alone, refit-mlp
-    (its output projection), linear (a linear map behind it, ReplaceMe), linearpatch (a factor a
-    channel in a Hadamard basis) or scale (a factor a channel); see docs/method.md."""
+    """What makes up for the cut: refit (the output projections of attention and MLP, in the layer
+    before each removed block and in two behind it); in the last MLP before the block alone,
+    refit-mlp (its output projection), linear or linear-cosine (a linear map behind it, ReplaceMe),
+    linearpatch (a factor a channel in a Hadamard basis) or scale (a factor a channel); norm (the
+    gain of the norm that the layer behind the block reads by); merge (the removed layers'
+    differences added to the layer before them, LaCo); see docs/method.md."""
     batch_size: int | None = None
     """Sequences per forward pass; default: chosen from the memory at hand."""
     stream: bool = False

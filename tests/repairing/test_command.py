@@ -77,7 +77,7 @@ def test_python_takes_texts_in_memory(tiny_llama: Path, plan: Path, tmp_path: Pa
     ("arguments", "message"),
     [
         (("--tokens", 200), "4 sequences of text: at least 8 are needed"),
-        (("--method", "lineal"), "linearpatch, scale (did you mean linear?)"),
+        (("--method", "lineal"), "scale, norm, merge (did you mean linear?)"),
         (("--text", "no.txt"), "no.txt"),
     ],
 )

@@ -1,6 +1,5 @@
 """Repairs against a plain least-squares solve, row by row, of states that transformers gives."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,69 +12,26 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from depthcut.errors import ArchitectureError, OutputError, PlanError, SettingsError, TextError
-from depthcut.model.loading import LoadedModel, find_layers, from_memory, load
-from depthcut.model.streaming import open_streamed
-from depthcut.records import Plan, RepairRecord, RepairStep, Sublayer, TextFacts, read_record
+from depthcut.model.loading import find_layers, from_memory, load
+from depthcut.records import Plan, RepairRecord, RepairStep, Sublayer, read_record
+from depthcut.repairing.changes import Seen
 from depthcut.repairing.hadamard import hadamard
 from depthcut.repairing.inputs import repair_inputs
-from depthcut.repairing.methods import METHODS, Method, Solution
+from depthcut.repairing.methods import METHODS, Method, Solution, to_directions
 from depthcut.repairing.repair import repair_checkpoint
-from depthcut.settings import LoadSettings, RepairSettings
+from depthcut.settings import RepairSettings
 from depthcut.slicing import slice_checkpoint
-from depthcut.text.sequences import Sequences
 from tests.every_type import build
+from tests.repairing.repairs import LOAD, repaired, saved, some_text
 from tests.slices import arranged, lacking, logits, plan_without
 from tests.tiny import build_tiny, save_tiny, tiny_tokenizer
 
-LOAD = LoadSettings(device="cpu")
 ENDS = {
     "gpt2": ("attn.c_proj", "mlp.c_proj"),
     "opt": ("self_attn.out_proj", "fc2"),
     "gpt_neox": ("attention.dense", "mlp.dense_4h_to_h"),
 }
 """Of attention and MLP."""
-
-
-def some_text(count: int = 24, longest: int = 40) -> Sequences:
-    """Counting by ones, twos and threes, in sequences of uneven length."""
-    ids = tuple(
-        (7 * number + (1 + number % 3) * torch.arange(longest - number % 7)) % 60
-        for number in range(count)
-    )
-    tokens = sum(len(each) for each in ids)
-    facts = TextFacts(source="random", digest="text", sequences=count, tokens=tokens)
-    return Sequences(facts, ids, (longest,) * count)
-
-
-def saved(model_type: str, folder: Path, dtype: torch.dtype = torch.float64) -> Path:
-    """A tiny model, by default in float64: so that a solve can be compared to many digits."""
-    save_tiny(build_tiny(model_type).to(dtype), folder, max_shard_size=300_000)
-    tiny_tokenizer(folder)
-    return folder
-
-
-def repaired(
-    loaded: LoadedModel,
-    plan: Plan,
-    out: Path,
-    *,
-    method: str = "refit",
-    text: Callable[[], Sequences] = some_text,
-    streamed: bool = False,
-    batch_size: int | None = None,
-    force: bool = False,
-) -> RepairRecord:
-    assert loaded.folder is not None
-    return repair_checkpoint(
-        open_streamed(loaded.folder, LOAD) if streamed else loaded,
-        plan,
-        lambda _: text(),
-        RepairSettings(method=method, batch_size=batch_size),
-        load=LOAD,
-        out=out,
-        cut=partial(slice_checkpoint, loaded.folder, plan),
-        force=force,
-    )
 
 
 class Rows(NamedTuple):
@@ -247,12 +203,68 @@ def _end(model: PreTrainedModel, part: int) -> str:
     return ENDS.get(model.config.model_type, ("self_attn.o_proj", "mlp.down_proj"))[part]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"linear-cosine", "norm", "merge"}))
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_a_repair_is_the_plain_least_squares_solve(
     model_type: str, method: str, tmp_path: Path
 ) -> None:
     check(model_type, method, (2, 3), tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_a_map_by_cosines_is_the_plain_solve_again_and_again(
+    model_type: str, tmp_path: Path
+) -> None:
+    folder = saved(model_type, tmp_path / "model")
+    plan, loaded = plan_without(folder, (2, 3)), load(folder, LOAD)
+    (block,) = repaired(loaded, plan, tmp_path / "out", method="linear-cosine").blocks
+    (step,) = block.steps
+    own = lacking(loaded.model, (2, 3))
+    fitted, held_out = (rows_of(loaded.model, own, 4, 1, held=held) for held in (False, True))
+    matrix = matrix_of(own, 1)
+    assert step.error_before == pytest.approx(off_course(held_out, matrix), rel=1e-6)
+    for _ in range(4):
+        goal, root = course(fitted, matrix)
+        made = root * (fitted.given @ matrix.T)
+        wanted = root * (goal - fitted.added_to)
+        matrix = torch.linalg.lstsq(made, wanted, driver="gelsd").solution.T @ matrix
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64)
+    torch.testing.assert_close(matrix_of(written, 1), matrix, rtol=1e-5, atol=1e-5)
+    assert step.error_after == pytest.approx(off_course(held_out, matrix), rel=1e-5)
+    linear = solved_plainly(fitted, matrix_of(own, 1), "linear", None)
+    assert cosine(fitted, matrix) > cosine(fitted, linear) > cosine(fitted, matrix_of(own, 1))
+
+
+def course(rows: Rows, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Where states should go to turn towards the target, and the root of their weights."""
+    now = rows.given @ matrix.T + rows.added_to
+    cosines = torch.nn.functional.cosine_similarity(now, rows.target)[:, None].clamp(min=0.1)
+    lengths = now.norm(dim=1, keepdim=True)
+    return torch.nn.functional.normalize(rows.target) * lengths / cosines, cosines.sqrt() / lengths
+
+
+def off_course(rows: Rows, matrix: Tensor) -> float:
+    goal, root = course(rows, matrix)
+    now = rows.given @ matrix.T + rows.added_to
+    return ((root * (now - goal)).norm() / (root * goal).norm()).item()
+
+
+def cosine(rows: Rows, matrix: Tensor) -> float:
+    now = rows.given @ matrix.T + rows.added_to
+    return torch.nn.functional.cosine_similarity(now, rows.target).mean().item()
+
+
+def test_going_towards_directions_turns_as_the_cosine_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    now, noise = torch.randn(2, 30, 8, generator=generator, dtype=torch.float64)
+    target = 5 * (now + 0.3 * noise)
+    now.requires_grad_()
+    seen = Seen(now.new_empty(30, 0), now.detach(), now.detach(), target)
+    goal, weights = to_directions(seen)
+    (weights * (now - goal).square()).sum().backward()
+    mine, now.grad = now.grad, None
+    (1 - torch.nn.functional.cosine_similarity(now, target)).sum().backward()
+    torch.testing.assert_close(mine, 2 * now.grad)
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "mistral"])
@@ -360,7 +372,7 @@ def test_checkpoints_of_the_bare_decoder_are_repaired(tmp_path: Path) -> None:
     tensors = {name.removeprefix("transformer."): t for name, t in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
     record = repaired(load(folder, LOAD), plan_without(folder, (2,)), tmp_path / "out")
-    assert record.blocks[0].before[-1].tensors == ("h.1.mlp.c_proj.weight", "h.1.mlp.c_proj.bias")
+    assert record.blocks[0].first[-1].tensors == ("h.1.mlp.c_proj.weight", "h.1.mlp.c_proj.bias")
     assert not load_file(tmp_path / "out" / "model.safetensors")["h.1.mlp.c_proj.weight"].equal(
         tensors["h.1.mlp.c_proj.weight"]
     )
@@ -390,14 +402,22 @@ def test_the_size_of_batches_does_not_matter(tmp_path: Path) -> None:
         assert first.error_after == pytest.approx(second.error_after, rel=1e-9)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize(
+    ("model_type", "method"),
+    [
+        *[(model_type, "refit") for model_type in ("llama", "gpt2", "mixtral")],
+        *[("llama", method) for method in ("linear-cosine", "norm", "merge")],
+    ],
+)
 def test_a_model_that_is_read_layer_by_layer_is_repaired_alike(
-    model_type: str, tmp_path: Path
+    model_type: str, method: str, tmp_path: Path
 ) -> None:
     folder = saved(model_type, tmp_path / "model", torch.float32)
     loaded, plan = load(folder, LOAD), plan_without(folder, (2, 4))
     records = [
-        repaired(loaded, plan, tmp_path / name, streamed=name == "streamed", force=True)
+        repaired(
+            loaded, plan, tmp_path / name, method=method, streamed=name == "streamed", force=True
+        )
         for name in ("whole", "streamed")
     ]
     assert records[0].blocks == records[1].blocks
@@ -432,7 +452,7 @@ def test_a_layer_behind_a_block_stays_as_it_was_where_a_solve_does_not_help(
     folder = saved("llama", tmp_path / "model", torch.float32)
     plan, loaded = plan_without(folder, (2, 3)), load(folder, LOAD)
     (block,) = repaired(loaded, plan, tmp_path / "out", method="far", force=True).blocks
-    assert (len(block.before), block.behind) == (1, ())
+    assert (len(block.first), block.behind) == (1, ())
     cut = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert matrix_of(cut, 2).equal(matrix_of(loaded.model, 4))
     assert not matrix_of(cut, 1).equal(matrix_of(loaded.model, 1))
@@ -443,7 +463,7 @@ def test_of_a_mixture_the_attention_is_solved_for_and_the_outcome_judged(tmp_pat
     plan, loaded = plan_without(folder, (2, 3)), load(folder, LOAD)
     (block,) = repaired(loaded, plan, tmp_path / "out", force=True).blocks
     cut = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
-    (step,) = block.before
+    (step,) = block.first
     assert step.tensors == ("model.layers.1.self_attn.o_proj.weight",)
     # What the experts add depends on the attention: the error is that of the model as it is now.
     held_out = rows_of(loaded.model, cut, 4, 1, held=True, parts=(0,))

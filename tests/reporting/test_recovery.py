@@ -1,11 +1,13 @@
 """What came back of what the cut lost: shares with errors, and none where nothing is certain."""
 
+import dataclasses
 import math
 import random
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from depthcut.records import Estimate
 from depthcut.reporting.recovery import (
@@ -18,6 +20,7 @@ from depthcut.reporting.recovery import (
 )
 from depthcut.reporting.results import Results, read_results
 from depthcut.reporting.story import story
+from depthcut.reporting.terminal import repair_lines
 from tests.reporting.ladder_for_tests import make_tasks
 from tests.reporting.run_for_tests import make_run, on_two_texts
 
@@ -139,6 +142,26 @@ def test_what_it_took_is_told_for_each_stage(results: Results) -> None:
     assert solved_rows(results) == [
         ("layers 13–19", "12", "41.2 %", "17.3 %", "0.01", "1.7e+04", "mlp.down_proj")
     ]
+
+
+def test_a_merge_is_told_with_its_strength(results: Results) -> None:
+    assert results.repair is not None
+    (block,) = results.repair.blocks
+    (step,) = block.steps
+    step = replace(step, ridge=None, condition=None, strength=0.125)
+    merged = replace(
+        results.repair,
+        settings=replace(results.repair.settings, method="merge"),
+        fitted_tokens=0,
+        blocks=(replace(block, steps=(step,)),),
+    )
+    results = dataclasses.replace(results, repair=merged)
+    assert solved_rows(results) == [
+        ("layers 13–19", "12", "41.2 %", "17.3 %", "0.125", "–", "mlp.down_proj")
+    ]
+    assert costs(results)[0].how == "merge"
+    assert "made up for by merge (" in repair_lines(merged)
+    assert "from 41.2% to 17.3% (strength 0.125)" in repair_lines(merged)
 
 
 def test_the_story_says_what_came_back(results: Results) -> None:

@@ -9,12 +9,14 @@ from depthcut.settings import LoadSettings, RepairSettings
 
 
 class RepairStep(Record, frozen=True, kw_only=True):
-    """One solve: projections of a layer, on the states that the model gives with those before it.
+    """One change of a layer's tensors, on the states that the model gives with those before it.
 
     Errors are those of the residual stream that leaves the layer, against the untouched model's
     states h at the depth that it makes up for, on sequences that were not fitted: the root of the
     sum over tokens of |error|^2 / |h|, over the sum of |h|. 0 the same states, 1 as far off as no
-    states.
+    states. Of the gain of a norm: those of what the norm gives, against what it gives in the
+    untouched model. Of a map by cosines: the sines of the angles between the states, as the root of
+    the sum of s^2 / c over that of 1 / c, with the cosines c.
     """
 
     layer: int
@@ -24,8 +26,11 @@ class RepairStep(Record, frozen=True, kw_only=True):
     ridge: float | None
     """Strength of the ridge that did best on these sequences, in units of the mean of the diagonal
     of the inputs' second moments; None: the method has none."""
-    condition: float
-    """Of the system that was solved: its largest eigenvalue over its least."""
+    condition: float | None
+    """Of the system that was solved: its largest eigenvalue over its least; None: none was."""
+    strength: float | None = None
+    """Of a merge, the one that did best on these sequences: what the differences of the removed
+    layers' tensors were multiplied by; None: nothing was merged."""
     error_before: float
     error_after: float
     """Of the model with the new weights run through the layer."""
@@ -38,8 +43,8 @@ class RepairedBlock(Record, frozen=True, kw_only=True):
     stop: int
     """The block [start, stop), in layers of the model before the cut."""
     steps: tuple[RepairStep, ...]
-    """In the order in which they were solved: those of the layer before the block, then those of
-    layers behind it, each towards the state that leaves it."""
+    """In their order: those of the layer that makes up for the block itself, then those of layers
+    behind it, each towards the state that leaves it."""
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -47,24 +52,25 @@ class RepairedBlock(Record, frozen=True, kw_only=True):
         return tuple(dict.fromkeys(name for step in self.steps for name in step.tensors))
 
     @property
-    def before(self) -> tuple[RepairStep, ...]:
-        """Those of the layer before the block."""
-        return tuple(step for step in self.steps if step.layer < self.start)
+    def first(self) -> tuple[RepairStep, ...]:
+        """Those of the layer that makes up for the block itself: the one before it; of the gain of
+        a norm, the one behind."""
+        return tuple(step for step in self.steps if step.layer == self.steps[0].layer)
 
     @property
     def behind(self) -> tuple[RepairStep, ...]:
-        """Those of layers behind it; none of a layer where they did not help."""
-        return tuple(step for step in self.steps if step.layer >= self.stop)
+        """Those of further layers behind it; none of a layer where they did not help."""
+        return self.steps[len(self.first) :]
 
     @property
     def error_before(self) -> float:
         """Where the block ended, of the cut alone behind the repairs of the blocks before."""
-        return self.before[0].error_before
+        return self.first[0].error_before
 
     @property
     def error_after(self) -> float:
-        """Where the block ended, with the layer before it repaired."""
-        return self.before[-1].error_after
+        """Where the block ended, with that layer repaired."""
+        return self.first[-1].error_after
 
 
 class RepairRecord(Record, frozen=True, kw_only=True):

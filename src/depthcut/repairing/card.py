@@ -23,7 +23,7 @@ def repair_card(record: RepairRecord, parent: Path | None, *, name: str) -> str:
         "parent": f"`{record.parent.source}` (digest `{record.parent.digest}`)",
         "layers": f"{record.parent.layers} {record.plan.change}",
         "text": text_cell(record.text),
-        "repair": f"{record.settings.method}, {record.fitted_tokens:,} tokens, in closed form",
+        "repair": _how(record),
         **{
             f"instead of {layers_in_words([(block.start, block.stop)])}": (
                 f"{', '.join(f'`{tensor}`' for tensor in block.tensors)}; error of the states on "
@@ -48,8 +48,8 @@ def repair_card(record: RepairRecord, parent: Path | None, *, name: str) -> str:
 
 `{record.parent.source}` {record.plan.change}: {record.result.layers} layers, \
 {record.result.parameters:,} parameters. All
-weights are the parent's but those of the table, which were solved for so that the states behind
-each cut come near those of the parent. Nothing was trained.
+weights are the parent's but those of the table, which were found so that the states behind each cut
+come near those of the parent. Nothing was trained.
 
 ## Provenance
 
@@ -68,3 +68,11 @@ model = AutoModelForCausalLM.from_pretrained("PATH_OR_NAME")
 tokenizer = AutoTokenizer.from_pretrained("PATH_OR_NAME")
 ```
 """
+
+
+def _how(record: RepairRecord) -> str:
+    method = record.settings.method
+    if record.fitted_tokens:
+        return f"{method}, {record.fitted_tokens:,} tokens, in closed form"
+    strengths = (f"{step.strength:g}" for block in record.blocks for step in block.steps)
+    return f"{method}, differences of the removed layers times {', '.join(strengths)}"

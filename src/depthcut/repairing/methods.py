@@ -9,22 +9,51 @@ little
 
 among all matrices or among some. The weight is there because the first tokens of a sequence
 carry massive activations (hundreds of times as long): without it they alone would be fitted.
-That sum is a quadratic form in W, so that a few sums over tokens say all, of any W.
+That sum is a quadratic form in W, so that a few sums over tokens say all, of any W. Of the gain of
+a norm a and h are what the norm gives, a without its gain, and W is diagonal.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from depthcut.errors import SettingsError, nearest
+from depthcut.repairing.changes import Seen
 from depthcut.repairing.hadamard import hadamard
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Strengths that `refit` tries, in units of the mean of the diagonal of A."""
+_LEAST_COSINE = 0.1
+
+
+Aim = Callable[[Seen], tuple[Tensor, Tensor]]
+"""From what is seen of some tokens to where their states shall go, (tokens, hidden), and the
+weight of each token, (tokens, 1)."""
+
+
+def to_states(seen: Seen) -> tuple[Tensor, Tensor]:
+    """To the untouched model's states h, with weights 1/|h|."""
+    lengths = torch.linalg.vector_norm(seen.target, dim=1, keepdim=True)
+    return seen.target, 1 / torch.where(lengths > 0, lengths, 1)
+
+
+def to_directions(seen: Seen) -> tuple[Tensor, Tensor]:
+    """To the directions of the untouched model's states h, whatever the length.
+
+    With x the state as it is and c the cosine between the two: to h * |x| / (c * |h|), which is
+    what of the direction of h has x for its foot, with weights c / |x|^2. There the gradient of the
+    sum is that of the sum of cosines, so that solving again and again ends where it is stationary.
+    """
+    lengths = torch.linalg.vector_norm(seen.target, dim=1, keepdim=True)
+    now = torch.linalg.vector_norm(seen.now, dim=1, keepdim=True)
+    lengths, now = (torch.where(each > 0, each, 1) for each in (lengths, now))
+    products = (seen.target * seen.now).sum(dim=1, keepdim=True)
+    cosines = (products / (lengths * now)).clamp(min=_LEAST_COSINE)
+    return seen.target * (now / (cosines * lengths)), cosines / now.square()
 
 
 @dataclass
@@ -39,7 +68,6 @@ class Sums:
     """Sum of |h - m|^2."""
     scale: float = 0.0
     """Sum of |h|^2, weighted too, which an error is relative to."""
-    tokens: int = 0
 
     @classmethod
     def empty(cls, hidden: int, columns: int, device: torch.device) -> "Sums":
@@ -47,16 +75,15 @@ class Sums:
         zeros = torch.zeros(hidden + columns, columns, dtype=torch.float64, device=device)
         return cls(zeros[:columns], zeros[columns:])
 
-    def add(self, given: Tensor, wanted: Tensor, target: Tensor) -> None:
-        """Take some tokens: a, h - m and h, a row each, float32 or float64."""
-        norms = torch.linalg.vector_norm(target, dim=1, keepdim=True)
-        weights = torch.where(norms > 0, norms, 1).rsqrt()  # of rows, whose squares are summed
-        given, wanted = given * weights, wanted * weights
+    def add(self, seen: Seen, aim: Aim) -> None:
+        """Take some tokens."""
+        goal, weights = aim(seen)
+        root = weights.sqrt()  # of rows, whose squares are summed
+        given, wanted = seen.given * root, (goal - seen.rest) * root
         self.inputs += given.T @ given
         self.wanted += wanted.T @ given
         self.square += wanted.double().square().sum().item()
-        self.scale += (target * weights).double().square().sum().item()
-        self.tokens += len(given)
+        self.scale += (goal * root).double().square().sum().item()
 
     def error(self, matrix: Tensor) -> float:
         """Root of the sum over tokens of |W a + m - h|^2 / |h|, over the sum of |h|."""
@@ -65,29 +92,34 @@ class Sums:
 
 
 class Solution(NamedTuple):
-    """A projection that a method offers."""
+    """A matrix that a method offers."""
 
     matrix: Tensor
     """W, (hidden, columns), float64."""
-    ridge: float | None
-    """Its strength, in units of the mean of the diagonal of A; None: the method has none."""
     condition: float
     """Of the system that was solved: largest over least eigenvalue."""
+    ridge: float | None = None
+    """Its strength, in units of the mean of the diagonal of A; None: the method has none."""
 
 
 Solve = Callable[[Sums, Tensor], Iterator[Solution]]
-"""From the sums and the projection W_0 as it is, to what the held-out tokens may choose from."""
+"""From the sums and the matrix W_0 as it is, to what the held-out tokens may choose from."""
 
 
 class Method(NamedTuple):
-    """What is solved for, and where."""
+    """What is changed, where, and how it is found."""
 
-    solve: Solve
-    attention: bool = False
-    """The attention's projection too: first both in one system, then, as what the MLP takes depends
-    on what the attention gives, the MLP's alone."""
+    solve: Solve | None
+    """None: nothing is solved for, tensors of removed layers are merged (see `merging`)."""
+    changes: Literal["mlp", "both", "norm", "all"] = "mlp"
+    """In the layer before the block, the projection that ends the MLP; or both, the attention's
+    too: first in one system, then, as what the MLP takes depends on what the attention gives, the
+    MLP's alone; or all tensors. In the layer behind, the gain of the norm that it reads by."""
     behind: int = 0
     """In how many layers behind the block too, each towards the state that leaves it."""
+    aim: Aim = to_states
+    rounds: int = 1
+    """How many times the MLP's projection is solved for, each on what the one before gives."""
     refuse_width: Callable[[int], object] | None = None
     """Raises ArchitectureError for a hidden size that it is not for."""
 
@@ -106,7 +138,7 @@ def refit(sums: Sums, before: Tensor) -> Iterator[Solution]:
     for ridge in RIDGES:
         shifted = values + ridge * sums.inputs.diagonal().mean().clamp(min=1e-300)
         change = (missing / shifted) @ vectors.T
-        yield Solution(before + change, ridge, (shifted[-1] / shifted[0]).item())
+        yield Solution(before + change, (shifted[-1] / shifted[0]).item(), ridge)
 
 
 def linear(sums: Sums, before: Tensor) -> Iterator[Solution]:
@@ -115,7 +147,11 @@ def linear(sums: Sums, before: Tensor) -> Iterator[Solution]:
     The least-squares transform of ReplaceMe (Shopkhoev et al., arXiv:2505.02819): T of least
     |T M + Y - L|^2, with M the MLP's output, Y what it is added to and L the state behind the
     block. Deviation: tokens are weighted (see above). Where tokens are too few to say what T
-    does to a direction, it is left as it is.
+    does to a direction, it is left as it is. Towards directions (`to_directions`), it is their
+    transform by the cosine distance, which they look for by gradient steps.
+
+    With the aim `to_directions` it is their transform by cosine distance, which they look for by
+    gradient steps: here by solving again and again, each time from where the last one led.
     """
     outputs = before @ sums.inputs @ before.T
     values, vectors = torch.linalg.eigh((outputs + outputs.T) / 2)
@@ -124,7 +160,7 @@ def linear(sums: Sums, before: Tensor) -> Iterator[Solution]:
     scaled = torch.where(told, missing / torch.where(told, values, 1), 0)
     least = values[told].amin() if bool(told.any()) else values[-1]
     condition = (values[-1] / least).item()
-    yield Solution(before + scaled @ vectors.T @ before, None, condition)
+    yield Solution(before + scaled @ vectors.T @ before, condition)
 
 
 def scale(sums: Sums, before: Tensor) -> Iterator[Solution]:
@@ -132,7 +168,8 @@ def scale(sums: Sums, before: Tensor) -> Iterator[Solution]:
 
     In the spirit of Prune&Comp (Chen et al., arXiv:2507.18212), which estimates the gap in
     magnitude that removed layers leave and closes it by rescaling weights. Not their estimate: a
-    factor of least squares for each channel, acting on what the last MLP adds.
+    factor of least squares for each channel, acting on what the last MLP adds; or, where W_0 is
+    the gain of a norm, on what that gives.
     """
     powers = ((before @ sums.inputs) * before).sum(dim=1)
     fitted = (sums.wanted * before).sum(dim=1)
@@ -140,7 +177,7 @@ def scale(sums: Sums, before: Tensor) -> Iterator[Solution]:
     factors = torch.where(told, fitted / torch.where(told, powers, 1), 1)
     least = powers[told].amin() if bool(told.any()) else powers.new_ones(())
     condition = (powers.amax() / least).item() if bool(told.any()) else 1.0
-    yield Solution(factors[:, None] * before, None, condition)
+    yield Solution(factors[:, None] * before, condition)
 
 
 def linearpatch(sums: Sums, before: Tensor) -> Iterator[Solution]:
@@ -161,11 +198,14 @@ def linearpatch(sums: Sums, before: Tensor) -> Iterator[Solution]:
 
 
 METHODS: dict[str, Method] = {
-    "refit": Method(refit, attention=True, behind=2),
+    "refit": Method(refit, "both", behind=2),
     "refit-mlp": Method(refit),
     "linear": Method(linear),
+    "linear-cosine": Method(linear, aim=to_directions, rounds=4),
     "linearpatch": Method(linearpatch, refuse_width=hadamard),
     "scale": Method(scale),
+    "norm": Method(scale, "norm"),
+    "merge": Method(None, "all"),
 }
 """By the name that --method takes."""
 

@@ -6,27 +6,15 @@ layer that stays, and those that are solved for once more for each solve.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from depthcut.model.kept_states import KeptStates
+from depthcut.repairing.changes import Change, Seen
 from depthcut.repairing.layers import Layers
-from depthcut.repairing.projections import Joined
 from depthcut.text.sequences import Batch
-
-
-class Seen(NamedTuple):
-    """What a batch says of a layer: a row for each token, float32 or float64."""
-
-    given: Tensor
-    """What the projections take, side by side, a 1 behind it for each bias."""
-    wanted: Tensor
-    """What they should give together: the target without what their outputs are added to."""
-    target: Tensor
-    """The untouched model's state."""
 
 
 class Passes:
@@ -57,40 +45,51 @@ class Passes:
         model's."""
 
     def over(
-        self, layer: int, depth: int, joined: Joined, *, numbers: Sequence[int]
+        self, layer: int, depth: int, change: Change, *, numbers: Sequence[int]
     ) -> Iterator[Seen]:
         """Run the repaired model through a layer, and the untouched one to a depth.
 
-        Each call goes as far as the one before or further. A layer may be changed once the
-        untouched model has run through it.
+        Each call goes as far as the one before or further.
 
         Args:
             layer: The last layer of the repaired model that runs.
             depth: How many layers the untouched model has run when it gives the target.
-            joined: Projections of the layer.
+            change: Of tensors of the layer.
             numbers: Of the batches that are read. Some may be left out where the call before went
                 as far.
         """
-        if self._at is None:  # up to its first repair the repaired model is the untouched one
-            self._through("untouched", range(layer), numbers)
-            for number in numbers if layer else ():
+        if self._at is None:  # up to the first cut or repair both are one
+            one = next((each for each, kept in enumerate(self._kept_layers) if kept != each), layer)
+            one = min(one, layer)
+            self._through("untouched", range(one))
+            for number in range(len(self._batches)) if one else ():
                 self._keep("repaired", number, self._state("untouched", number))
-            self._at = layer, layer
+            self._at = one, one
+        self.untouched_to(depth)
         entered, reached = self._at
-        self._through("untouched", range(reached, depth), numbers)
-        passed = [each for each in self._kept_layers if entered <= each < layer]
-        self._through("repaired", passed, numbers)
-        self._at = layer, depth
+        self._through("repaired", [each for each in self._kept_layers if entered <= each < layer])
+        self._at = layer, reached
         self._layers.enter(layer)
         for number in numbers:
-            with _catching(joined) as caught:
+            with _watching(change.watched) as caught:
                 left = self._ran("repaired", number, [layer])
-            target = self._state("untouched", number)
-            yield _seen(self._batches[number], joined, caught, left, target)
+            rows = _Rows(self._batches[number].mask.flatten().to(left.device))
+            yield change.seen(
+                rows(left),
+                rows(self._state("untouched", number)),
+                {module: (rows(took), rows(gave)) for module, (took, gave) in caught.items()},
+            )
 
-    def _through(self, which: str, layers: Sequence[int], numbers: Sequence[int]) -> None:
+    def untouched_to(self, depth: int) -> None:
+        """Run the untouched model so far, if it is not: through a layer before that is changed."""
+        assert self._at is not None
+        entered, reached = self._at
+        self._through("untouched", range(reached, depth))
+        self._at = entered, max(reached, depth)
+
+    def _through(self, which: str, layers: Sequence[int]) -> None:
         for stretch in self._layers.stretches(layers):
-            for number in numbers:
+            for number in range(len(self._batches)):
                 self._keep(which, number, self._ran(which, number, stretch))
 
     def _ran(self, which: str, number: int, layers: Sequence[int]) -> Tensor:
@@ -108,43 +107,29 @@ class Passes:
         self._kept.put((which, number), states)
 
 
-@dataclass
-class _Caught:
-    """Of projections in a layer's pass; filled by hooks."""
+class _Rows:
+    """States of a batch as rows, one for each token: half precision in float32, where it is exact,
+    the rest in float64."""
 
-    given: dict[nn.Module, Tensor] = field(default_factory=dict)
-    gave: dict[nn.Module, Tensor] = field(default_factory=dict)
+    def __init__(self, mask: Tensor) -> None:
+        self._mask = mask
+
+    def __call__(self, states: Tensor) -> Tensor:
+        found = states.to(self._mask.device).reshape(len(self._mask), -1)[self._mask]
+        found = found.cpu() if found.device.type == "mps" else found  # no float64 there
+        half = found.dtype in (torch.bfloat16, torch.float16)
+        return found.float() if half else found.double()
 
 
 @contextlib.contextmanager
-def _catching(joined: Joined) -> Iterator[_Caught]:
-    caught = _Caught()
+def _watching(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
+    """A context in which what modules took and gave is kept."""
+    caught: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def take(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        caught.given[module], caught.gave[module] = args[0], output.clone()
+        caught[module] = args[0], output.clone()
 
     with contextlib.ExitStack() as stack:
-        for part in joined.parts:
-            stack.callback(part.module.register_forward_hook(take).remove)
+        for module in modules:
+            stack.callback(module.register_forward_hook(take).remove)
         yield caught
-
-
-def _seen(batch: Batch, joined: Joined, caught: _Caught, left: Tensor, target: Tensor) -> Seen:
-    mask = batch.mask.flatten().to(left.device)
-
-    def rows(states: Tensor) -> Tensor:
-        return _precise(states.to(left.device).reshape(len(mask), -1)[mask])
-
-    wanted = wide = rows(target)
-    wanted = wanted - rows(left)
-    for part in joined.parts:
-        wanted = wanted + rows(caught.gave[part.module])
-    given = [rows(caught.given[part.module]) for part in joined.parts]
-    return Seen(joined.inputs_of(given), wanted, wide)
-
-
-def _precise(states: Tensor) -> Tensor:
-    """Half precision in float32, where it is exact; the rest in float64."""
-    states = states.cpu() if states.device.type == "mps" else states  # no float64 there
-    half = states.dtype in (torch.bfloat16, torch.float16)
-    return states.float() if half else states.double()

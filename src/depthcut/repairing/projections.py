@@ -1,7 +1,7 @@
 """The projections that end a layer's attention and MLP, where what they return is simply added."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from depthcut.architectures.sublayers import part_modules
 from depthcut.errors import ArchitectureError
 from depthcut.model.loading import LoadedModel
 from depthcut.records import LayerPart
+from depthcut.repairing.changes import Seen
 from depthcut.repairing.layers import Layers
 
 _FAR = 2e-2
@@ -107,10 +108,25 @@ class Joined:
         """The modules' tensors, by their names in the model."""
         return {name: tensor for part in self.parts for name, tensor in part.own.items()}
 
-    def inputs_of(self, given: Sequence[Tensor]) -> Tensor:
-        """What each was given, (tokens, inner), as the matrix takes it."""
-        rows = [part.inputs_of(each) for part, each in zip(self.parts, given, strict=True)]
-        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+    @property
+    def watched(self) -> tuple[nn.Module, ...]:
+        """The modules."""
+        return tuple(part.module for part in self.parts)
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing in the layer follows: what the MLP takes hangs on the attention."""
+        return [part.part for part in self.parts] == ["mlp"]
+
+    def seen(
+        self, left: Tensor, target: Tensor, caught: Mapping[nn.Module, tuple[Tensor, Tensor]]
+    ) -> Seen:
+        """What the projections take, side by side, and what they are added to."""
+        given = [part.inputs_of(caught[part.module][0]) for part in self.parts]
+        rest = left
+        for part in self.parts:
+            rest = rest - caught[part.module][1]
+        return Seen(given[0] if len(given) == 1 else torch.cat(given, dim=1), rest, left, target)
 
     def tensors(self, matrix: Tensor) -> dict[str, Tensor]:
         """A matrix as the modules' tensors, by their names in the model."""
@@ -125,14 +141,14 @@ class Joined:
         return torch.cat([part.matrix(tensors) for part in self.parts], dim=1)
 
 
-def stored_names(loaded: LoadedModel, projection: Projection) -> dict[str, str]:
-    """How checkpoints name the projection's tensors, by their names in the model.
+def stored_names(loaded: LoadedModel, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """How checkpoints name tensors, by their names in the model.
 
     Raises:
         ArchitectureError: transformers stores them in another form.
     """
     found: dict[str, str] = {}
-    for name, here in projection.own.items():
+    for name, here in tensors.items():
         stored = revert_weight_conversion(loaded.model, {name: here})
         shapes = [tuple(each.shape) for each in stored.values()]
         if shapes != [tuple(here.shape)]:
@@ -231,12 +247,12 @@ def _adds_up(layers: Layers, projection: Projection, later: nn.Module | None) ->
         for turn, state in enumerate(left)
     )
     expected = added[0].double().reshape(before.shape)
-    return _near(gave[0].double(), plain[0].double(), of=plain[0]) and (
-        _near(after - before, expected, of=left[0]) and bool(expected.any())
+    return near(gave[0].double(), plain[0].double(), of=plain[0]) and (
+        near(after - before, expected, of=left[0]) and bool(expected.any())
     )
 
 
-def _near(one: Tensor, other: Tensor, *, of: Tensor) -> bool:
+def near(one: Tensor, other: Tensor, *, of: Tensor) -> bool:
     """Whether two are the same but for the rounding of a third, in whose dtype they were taken."""
     rounding = 2 * torch.finfo(of.dtype).eps * of.abs().amax()
     return bool((one - other).abs().amax() <= _FAR * other.abs().amax() + rounding)

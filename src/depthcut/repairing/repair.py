@@ -47,9 +47,9 @@ def repair_checkpoint(
     cut: Callable[[Path], object],
     force: bool = False,
 ) -> RepairRecord:
-    """Cut a model and give layers beside each removed block projections that make up for it.
+    """Cut a model and give layers beside each removed block weights that make up for it.
 
-    They are solved for in order, each on the states that the model gives with those before it,
+    They are found in order, each on the states that the model gives with those before it,
     towards the untouched model's. Every eighth sequence is not fitted; it chooses the ridge and
     judges. A layer behind a block stays as it was where that would not help. The result has the
     tensors, names and dtypes of the cut checkpoint. `model` is as before when this returns.
@@ -86,6 +86,7 @@ def repair_checkpoint(
         _refuse_large(loaded, places)
         sequences = read(loaded)
         fitted, held_out = _split(sequences)
+        fitted = [] if method.solve is None else fitted
         with new_folder(out, needed_bytes=loaded.facts.weight_bytes) as working:
             _cut_into(working, cut)
             made: dict[Block, list[RepairStep]] = {block: [] for block in plan.removed}
@@ -98,7 +99,7 @@ def repair_checkpoint(
                 held_out=held_out,
                 settings=settings,
             ):
-                if place.before and not (helped(solved) or force):
+                if place.needed and not (helped(solved) or force):
                     raise _no_help(place, solved, settings)
                 for each in solved:
                     for name, tensor in each.tensors.items():
@@ -140,8 +141,9 @@ def _told(place: Place, solved: Solved) -> RepairStep:
     return RepairStep(
         layer=place.layer,
         tensors=tuple(entry.name for entry in solved.entries.values()),
-        ridge=solved.solution.ridge,
-        condition=solved.solution.condition,
+        ridge=solved.solution.ridge if solved.solution else None,
+        condition=solved.solution.condition if solved.solution else None,
+        strength=solved.strength,
         error_before=solved.before,
         error_after=solved.after,
     )
@@ -172,7 +174,7 @@ def _split(sequences: Sequences) -> tuple[list[Tensor], list[Tensor]]:
 
 def _refuse_large(loaded: LoadedModel, places: Sequence[Place]) -> None:
     """Raise SettingsError where the sums of a solve and their decomposition have no room."""
-    columns = max(joined.columns for place in places for joined in place.solves)
+    columns = max(change.columns for place in places for change in place.changes)
     needed = 8 * columns * (2 * (columns + loaded.facts.hidden_size) + 3 * columns)
     if needed > (there := SHARE * free_memory_bytes(loaded.device)):
         raise SettingsError(

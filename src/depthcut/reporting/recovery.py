@@ -122,7 +122,7 @@ def costs(results: Results) -> list[Cost]:
         found.append(
             Cost(
                 "repair",
-                f"{repair.settings.method}, in closed form",
+                repair.settings.method + ", in closed form" * bool(repair.fitted_tokens),
                 short_source(repair.text.source),
                 repair.fitted_tokens + repair.held_out_tokens,
                 duration(repair.origin.seconds),
@@ -158,15 +158,19 @@ def repaired_rows(results: Results) -> list[tuple[str, ...]]:
 
 
 def solved_rows(results: Results) -> list[tuple[str, ...]]:
-    """For each solve: the block, the layer, error before and after, ridge, condition, tensors."""
+    """For each solve: block, layer, error before, after, ridge or strength, condition, tensors."""
+
+    def either(*numbers: float | None) -> str:
+        return next((f"{each:g}" for each in numbers if each is not None), "–")
+
     return [
         (
             span([(block.start, block.stop)]) if step is block.steps[0] else "",
             str(step.layer),
             _percent(step.error_before),
             _percent(step.error_after),
-            "–" if step.ridge is None else f"{step.ridge:g}",
-            f"{step.condition:.1e}",
+            either(step.ridge, step.strength),
+            "–" if step.condition is None else f"{step.condition:.1e}",
             ", ".join(map(_in_layer, step.tensors)),
         )
         for block in (results.repair.blocks if results.repair else ())

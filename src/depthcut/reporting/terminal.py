@@ -324,8 +324,9 @@ def repair_lines(record: RepairRecord) -> str:
     """What a repair made up for: a line, and one for each removed block."""
     lines = [
         f"{record.plan.change}: {record.parent.layers} layers become {record.result.layers}, made "
-        f"up for by {record.settings.method} from {record.fitted_tokens:,} tokens "
-        f"({duration(record.origin.seconds)})"
+        f"up for by {record.settings.method}"
+        + (f" from {record.fitted_tokens:,} tokens" if record.fitted_tokens else "")
+        + f" ({duration(record.origin.seconds)})"
     ]
     for block in record.blocks:
         lines.append(
@@ -334,10 +335,11 @@ def repair_lines(record: RepairRecord) -> str:
             "alone"
         )
         for step in block.steps:
-            ridge = "" if step.ridge is None else f", ridge {step.ridge:g}"
+            said = {"condition": step.condition, "ridge": step.ridge, "strength": step.strength}
+            numbers = ", ".join(f"{key} {its:.3g}" for key, its in said.items() if its is not None)
             lines.append(
                 f"    {', '.join(step.tensors)}: from {step.error_before:.1%} to "
-                f"{step.error_after:.1%} (condition {step.condition:.1e}{ridge})"
+                f"{step.error_after:.1%} ({numbers})"
             )
     return "\n".join(lines)
 

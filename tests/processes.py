@@ -39,6 +39,7 @@ def together(
     *,
     second: Sequence[str] | None = None,
     before: Callable[[], None] | None = None,
+    first: Callable[[], None] | None = None,
     seconds: float = 120,
 ) -> list[Ended]:
     """Run `depthcut ARGUMENTS` in `count` processes; when one fails, the others are ended.
@@ -46,6 +47,7 @@ def together(
     Args:
         second: The arguments of the second process, where they differ.
         before: What the last process does first; a function of a module.
+        first: What each of them does first; a function of a module.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -59,8 +61,9 @@ def together(
             environment["MASTER_ADDR"] = "127.0.0.1"
             own = second if second is not None and rank == 1 else arguments
             last = before if rank == count - 1 else None
+            steps = [each for each in (first, last) if each is not None]
             process = CONTEXT.Process(
-                target=_run, args=(list(own), environment, Path(folder, str(rank)), last)
+                target=_run, args=(list(own), environment, Path(folder, str(rank)), steps)
             )
             process.start()
             running.append(process)
@@ -72,14 +75,14 @@ def together(
 
 
 def _run(
-    arguments: list[str], environment: dict[str, str], to: Path, before: Callable[[], None] | None
+    arguments: list[str], environment: dict[str, str], to: Path, steps: list[Callable[[], None]]
 ) -> None:
     for stream, name in ((1, "o"), (2, "e")):
         file = os.open(f"{to}.{name}", os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(file, stream)
     os.environ |= environment
-    if before is not None:
-        before()
+    for step in steps:
+        step()
     main(arguments)
 
 

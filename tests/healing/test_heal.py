@@ -300,14 +300,6 @@ def test_what_the_trainer_does_not_know_is_refused_before_the_training(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_launchers_that_spread_weights_are_refused(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(SettingsError, match="launch with --multi_gpu alone"):
-        heal_checkpoint(load(tiny_llama, LOAD), counting(), SETTINGS, LOAD, tmp_path / "healed")
-
-
 def test_more_tokens_than_positions_are_refused(tmp_path: Path) -> None:
     path = save_tiny(build_tiny("gpt2", max_position_embeddings=16), tmp_path / "base")
     with pytest.raises(SettingsError, match="give --context 16"):

@@ -31,12 +31,14 @@ def load_source(
     model: str | Path | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     settings: LoadSettings,
+    *,
+    on_cpu: bool = False,
 ) -> LoadedModel:
-    """A model, loaded from its source unless it is in memory."""
+    """A model, loaded from its source unless it is in memory; see `loading.load`."""
     from depthcut.model.loading import from_memory, load
 
     if isinstance(model, str | Path):
-        return load(model, settings)
+        return load(model, settings, on_cpu=on_cpu)
     return from_memory(model, tokenizer)
 
 

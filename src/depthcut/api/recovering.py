@@ -121,15 +121,17 @@ def heal(
     from depthcut.healing.inputs import as_loaded, as_needed, check
     from depthcut.healing.losses.table import loss_weights
     from depthcut.healing.training.checkpoints import training_folder
+    from depthcut.healing.training.sharding import refuse_launcher, sharded
 
     settings, load = settings or HealSettings(), load or LoadSettings()
     check(settings)
     loss_weights(settings)
+    refuse_launcher(settings, load, in_memory=not isinstance(model, str | Path))
     if not training_folder(Path(out)).exists():
         refuse_existing(Path(out))
     text = open_documents(settings, texts)
     teacher = _teacher(model, settings, load)
-    loaded = load_source(model, tokenizer, as_loaded(settings, load))
+    loaded = load_source(model, tokenizer, as_loaded(settings, load), on_cpu=sharded())
     sequences = sequences_for(loaded, text, as_needed(settings), answers_only=settings.answers_only)
     return heal_checkpoint(
         loaded, sequences, settings, load, Path(out), teacher=teacher, announce=announce

@@ -28,6 +28,7 @@ from depthcut.healing.training.checkpoints import Checkpoints, kept_checkpoints,
 from depthcut.healing.training.history import helped
 from depthcut.healing.training.lessons import Lesson
 from depthcut.healing.training.rehearsal import compute_dtype, rehearsed, trainable
+from depthcut.healing.training.sharding import sharded
 from depthcut.healing.training.train import seeded, train
 from depthcut.healing.training.trainer import refuse_unknown
 from depthcut.healing.weights.methods import METHODS, Trainee
@@ -94,7 +95,7 @@ def heal_checkpoint(
     refuse_unwritable(out)
     rows = _split(sequences, settings)
     ranks, autocast = all_ranks(), compute_dtype(loaded)
-    with kept_checkpoints(out, inputs, ranks) as checkpoints:
+    with kept_checkpoints(out, inputs, ranks, sharded=sharded()) as checkpoints:
         base = open_checkpoint(_base(loaded, checkpoints))
         model_facts(base, source=str(out))  # a type that cannot be described: said before training
         plan = plan_beside(base.folder)
@@ -111,7 +112,7 @@ def heal_checkpoint(
                 model,
                 lesson,
                 pace,
-                device=loaded.device,
+                loaded=loaded,
                 autocast=autocast,
                 checkpoints=checkpoints,
             )

@@ -40,7 +40,7 @@ class LoadedModel:
     folder: Path | None
     """Where it was loaded from; None: it was in memory."""
     runs_on: torch.device | None = None
-    """Where, if its weights come and go (`streaming`); None: where they are."""
+    """Where, if its weights come and go (`streaming`, sharded training); None: where they are."""
 
     @property
     def device(self) -> torch.device:
@@ -69,8 +69,13 @@ class LoadedModel:
         return cast(nn.Module, getattr(self.model, self.model.base_model_prefix, self.model))
 
 
-def load(source: str | Path, settings: LoadSettings) -> LoadedModel:
+def load(source: str | Path, settings: LoadSettings, *, on_cpu: bool = False) -> LoadedModel:
     """A model from any source, in eval mode, with its tokenizer where it has one.
+
+    Args:
+        source: Where it is.
+        settings: How it is loaded.
+        on_cpu: The weights stay in main memory: somebody else brings them to the device.
 
     Raises:
         SourceError: The model cannot be found or fetched.
@@ -88,6 +93,7 @@ def load(source: str | Path, settings: LoadSettings) -> LoadedModel:
     named = getattr(torch, facts.dtype, None) if facts else None
     stored = named if isinstance(named, torch.dtype) and named.is_floating_point else None
     dtype = choose_dtype(settings.dtype, stored, device)
+    runs_on, device = (device, torch.device("cpu")) if on_cpu else (None, device)
     if facts is not None and device is not None and device.type == "cpu":
         _refuse_larger_than_memory(folder, facts, dtype or stored, settings)
     options: dict[str, Any] = {"dtype": dtype or "auto"}
@@ -100,7 +106,7 @@ def load(source: str | Path, settings: LoadSettings) -> LoadedModel:
     with quiet_transformers():
         model = _load(folder, settings, options)
         tokenizer = load_tokenizer(folder, settings)
-    return LoadedModel(model, tokenizer, facts or facts_of(model, str(source)), folder)
+    return LoadedModel(model, tokenizer, facts or facts_of(model, str(source)), folder, runs_on)
 
 
 def from_memory(

@@ -56,7 +56,7 @@ def healed(
             wrapped,
             lesson,
             Pace(size, settings.batch_size // size, recompute),
-            device=CPU,
+            loaded=loaded,
             autocast=torch.float32,
             checkpoints=checkpoints,
         )

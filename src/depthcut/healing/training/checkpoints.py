@@ -26,6 +26,8 @@ class Begun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What was chosen for it: another one rounds otherwise."""
     recompute: bool = False
     processes: int = 1
+    sharded: bool = False
+    """Whether they share the model out: its optimizer is kept otherwise."""
     starts: int = 1
     """How often it was started."""
 
@@ -72,7 +74,9 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def kept_checkpoints(out: Path, inputs: str, ranks: Ranks = ALONE) -> Iterator[Checkpoints]:
+def kept_checkpoints(
+    out: Path, inputs: str, ranks: Ranks = ALONE, *, sharded: bool = False
+) -> Iterator[Checkpoints]:
     """A context with the folder `<out>.training`, which is gone when all went well.
 
     Of several processes the first one keeps the folder.
@@ -87,7 +91,9 @@ def kept_checkpoints(out: Path, inputs: str, ranks: Ranks = ALONE) -> Iterator[C
         return
     with sole_writer(folder):
         remove_abandoned(folder)
-        checkpoints = Checkpoints(folder, _read(folder, inputs, ranks.count))
+        checkpoints = Checkpoints(
+            folder, _read(folder, Begun(inputs, processes=ranks.count, sharded=sharded))
+        )
         for path in folder.glob("checkpoint-*"):
             if not (path / _WHOLE).exists():
                 shutil.rmtree(path)
@@ -116,28 +122,32 @@ def discard_other_training(out: Path, inputs: str) -> None:
                 discard(folder)
 
 
-def _read(folder: Path, inputs: str, processes: int) -> Begun:
+def _read(folder: Path, now: Begun) -> Begun:
     path = folder / _BEGUN
     if not path.exists():
         if any(not each.name.startswith(f".{_BEGUN}") for each in folder.iterdir()):
             raise OutputError(
                 f"{folder} is no training of depthcut: choose another --out, or remove it"
             )
-        return Begun(inputs, processes=processes)
+        return now
     try:
         begun = msgspec.json.decode(path.read_bytes(), type=Begun)
     except (OSError, msgspec.DecodeError) as error:
         raise OutputError(
             f"{path} cannot be read ({error}): remove {folder}, or choose another --out"
         ) from error
-    if begun.inputs != inputs:
+    if begun.inputs != now.inputs:
         raise OutputError(
             f"{folder} was begun with other settings, another model, teacher or text: repeat that "
             "command to go on, choose another --out, or remove the folder"
         )
-    if begun.processes != processes:
+    if (begun.processes, begun.sharded) != (now.processes, now.sharded):
         raise OutputError(
-            f"{folder} was begun by {begun.processes} processes and these are {processes}: start "
-            "as many, choose another --out, or remove the folder"
+            f"{folder} was begun by {_processes(begun)} and these are {_processes(now)}: start as "
+            "many, choose another --out, or remove the folder"
         )
     return msgspec.structs.replace(begun, starts=begun.starts + 1)
+
+
+def _processes(begun: Begun) -> str:
+    return f"{begun.processes} processes" + " that share a model out (FSDP)" * begun.sharded

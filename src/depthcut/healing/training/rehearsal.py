@@ -14,6 +14,7 @@ from depthcut.errors import SettingsError
 from depthcut.healing.rows import Rows, collate
 from depthcut.healing.training.checkpoints import Checkpoints
 from depthcut.healing.training.lessons import Lesson, Pace
+from depthcut.healing.training.sharding import sharded
 from depthcut.healing.training.train import seeded
 from depthcut.model.batching import activation_bytes, fitting_batch_size
 from depthcut.model.loading import LoadedModel
@@ -25,6 +26,8 @@ _CPU_PASS_TOKENS = 2048
 _LONG_SECONDS = 48 * 3600
 _STATE_BYTES = 12
 """Of a trained parameter: its gradient and AdamW's two averages, float32."""
+_SHARED_BYTES = 16
+"""The same, and the parameter itself, which only now comes to the device."""
 
 
 def rehearsed(
@@ -52,6 +55,8 @@ def rehearsed(
         )
     own = settings.batch_size // count
     state_bytes = _STATE_BYTES * trainable(model)
+    if sharded():
+        state_bytes = _SHARED_BYTES * trainable(model) // count
     _refuse_state(loaded, settings, state_bytes, checkpoints.folder)
     begun = checkpoints.begun
     if begun.micro_batch_size is not None:
@@ -59,7 +64,7 @@ def rehearsed(
     else:
         size, recompute = _chosen(loaded, rows, settings, own, state_bytes)
     seconds = None
-    while seconds is None and not recompute:
+    while seconds is None and not recompute and not sharded():  # which is yet to be shared out
         try:
             seconds = _tried(loaded, model, lesson, size, autocast)
         except torch.OutOfMemoryError as error:

@@ -15,8 +15,10 @@ from depthcut.errors import SettingsError
 from depthcut.healing.training.checkpoints import Checkpoints
 from depthcut.healing.training.history import best_step, enough, judgements, losses, thinned
 from depthcut.healing.training.lessons import Lesson, Pace
+from depthcut.healing.training.sharding import sharded, whole_again
 from depthcut.healing.training.trainer import HealTrainer, arguments, load_trained, training_on
 from depthcut.healing.training.watching import Watch
+from depthcut.model.loading import LoadedModel
 from depthcut.model.memory import keeping_freed
 from depthcut.progress import progress
 from depthcut.records import HealJudgement
@@ -48,7 +50,7 @@ def train(
     lesson: Lesson,
     pace: Pace,
     *,
-    device: torch.device,
+    loaded: LoadedModel,
     autocast: torch.dtype,
     checkpoints: Checkpoints,
 ) -> Training:
@@ -64,10 +66,10 @@ def train(
     weights, with and without a kill between.
 
     Args:
-        model: On `device` already.
+        model: As it is run.
         lesson: The text, what is made small, steps and rates.
         pace: Sequences per forward pass.
-        device: Where the model is.
+        loaded: What is trained; where it runs.
         autocast: In which products are computed; float32: as the weights are.
         checkpoints: Where it keeps how far it is.
 
@@ -81,18 +83,19 @@ def train(
         load_trained(model, begun)
     else:
         state = _trained(
-            model, lesson, pace, device=device, autocast=autocast, checkpoints=checkpoints
+            model, lesson, pace, loaded=loaded, autocast=autocast, checkpoints=checkpoints
         )
     history = state.log_history
     judged = judgements(history)
     best = best_step(judged)
-    if best is not None and best != state.global_step:
-        load_trained(model, checkpoints.at(best))
+    last = state.global_step if best is None else best
+    if last != state.global_step or sharded():
+        load_trained(model, checkpoints.at(last))
     return Training(
         losses=thinned(losses(history), RECORDED_LOSSES),
         tokens=int(state.num_input_tokens_seen),
         judgements=judged,
-        best_step=state.global_step if best is None else best,
+        best_step=last,
         stopped_early=state.global_step < settings.steps,
         seconds=history[-1]["seconds"] if history else 0.0,
     )
@@ -103,16 +106,18 @@ def _trained(
     lesson: Lesson,
     pace: Pace,
     *,
-    device: torch.device,
+    loaded: LoadedModel,
     autocast: torch.dtype,
     checkpoints: Checkpoints,
 ) -> TrainerState:
     """Train from the last checkpoint on."""
     rows, settings, begun = lesson.rows, lesson.settings, checkpoints.last()
+    device = loaded.device
     each = _step_tokens(rows.trained, settings)
     logs = checkpoints.folder.with_suffix(".logs")
     with (
-        training_on(device, autocast, logs),
+        training_on(loaded, autocast, logs),
+        whole_again(model),
         keeping_freed(device),
         progress("heal", settings.steps * each) as advance,
     ):

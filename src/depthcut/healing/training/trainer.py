@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.trainer import FSDP_MODEL_NAME
 from transformers.training_args import OptimizerNames
 
 from depthcut.errors import SettingsError, nearest
 from depthcut.healing.losses.objective import counting
 from depthcut.healing.rows import collate
 from depthcut.healing.training.lessons import Lesson, Pace
+from depthcut.healing.training.sharding import set_weight, settings_of, sharded
+from depthcut.model.loading import LoadedModel
 from depthcut.model.ranks import all_ranks
 from depthcut.settings import HealSettings
 
@@ -68,13 +71,17 @@ class HealTrainer(Trainer):
         own = numbers[ranks.rank :: ranks.count]
         sums = torch.zeros(3, dtype=torch.float64)
         self.model_wrapped.eval()
-        for start in range(0, len(own), size):
-            rows = [self._rows.row(number) for number in own[start : start + size]]
+        for start in range(0, len(numbers[:: ranks.count]), size):
+            taken = own[start : start + size]
+            # A model that is shared out runs everywhere or nowhere.
+            rows = [self._rows.row(number) for number in taken or numbers[:1] * sharded()]
+            if not rows:
+                continue
             batch = self._prepare_inputs(collate(rows))
             with torch.no_grad(), self.compute_loss_context_manager():
                 judged = self._objective.judged(self.accelerator.unwrap_model(self.model), batch)
             count = counting(batch["labels"]).sum()
-            sums += torch.stack([*judged, count]).double().cpu()
+            sums += bool(taken) * torch.stack([*judged, count]).double().cpu()
         mixed, next_token, count = ranks.sum(sums).tolist()
         found = {"eval_loss": mixed / max(1, count), "eval_next_token": next_token / max(1, count)}
         self.log(found)
@@ -92,12 +99,18 @@ class HealTrainer(Trainer):
         if output_dir is None or not self.args.should_save:
             return
         Path(output_dir).mkdir(parents=True, exist_ok=True)
+        named = dict(self.accelerator.unwrap_model(self.model).named_parameters())
         weights = {
-            name: weight.detach().contiguous()
-            for name, weight in self.accelerator.unwrap_model(self.model).named_parameters()
+            name: (state_dict[name] if sharded() else weight.detach()).contiguous()
+            for name, weight in named.items()
             if weight.requires_grad
         }
         save_file(weights, Path(output_dir, _WEIGHTS))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        for whole in Path(output_dir).glob(f"{FSDP_MODEL_NAME}*") if self.args.should_save else ():
+            whole.unlink()  # it is there already
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -126,9 +139,8 @@ class _Course(Dataset[dict[str, Any]]):
 def load_trained(model: nn.Module, folder: Path) -> None:
     """Put the trained weights of a checkpoint into the model."""
     named = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, weight in load_file(folder / _WEIGHTS).items():
-            named[name].copy_(weight)
+    for name, weight in load_file(folder / _WEIGHTS).items():
+        set_weight(named[name], weight)
 
 
 @dataclass
@@ -205,13 +217,14 @@ def _recomputation(asked: bool) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def training_on(device: torch.device, autocast: torch.dtype, logs: Path) -> Iterator[None]:
-    """A context in which accelerate takes this device, whatever a launcher's settings say."""
+def training_on(loaded: LoadedModel, autocast: torch.dtype, logs: Path) -> Iterator[None]:
+    """A context in which accelerate takes the model's device, whatever a launcher said."""
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(autocast, "no")
     wanted = {
-        "ACCELERATE_TORCH_DEVICE": str(device),  # else the first GPU
+        "ACCELERATE_TORCH_DEVICE": str(loaded.device),  # else the first GPU
         "ACCELERATE_MIXED_PRECISION": precision,
         "TENSORBOARD_LOGGING_DIR": os.environ.get("TENSORBOARD_LOGGING_DIR", str(logs)),
+        **settings_of(loaded),
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ |= wanted
@@ -226,10 +239,10 @@ def training_on(device: torch.device, autocast: torch.dtype, logs: Path) -> Iter
 
 
 def refuse_unknown(settings: HealSettings) -> None:
-    """Refuse names that the Trainer does not know, and launchers that it is not ready for.
+    """Refuse names that the Trainer does not know.
 
     Raises:
-        SettingsError: Such an optimizer or tracker, or one that is not installed; FSDP, DeepSpeed.
+        SettingsError: Such an optimizer or tracker, or one that is not installed.
     """
     optimizers = [each.value for each in OptimizerNames]
     if settings.optimizer not in optimizers:
@@ -243,12 +256,6 @@ def refuse_unknown(settings: HealSettings) -> None:
             tracker()
     except (ValueError, RuntimeError, ImportError) as error:
         raise SettingsError(f"--report-to {settings.report_to}: {error}") from error
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
-            raise SettingsError(
-                f"healing keeps whole weights on each GPU, and accelerate was told to use {name}: "
-                "launch with --multi_gpu alone, or train less (--method qlora)"
-            )
 
 
 def _never(*_: Any, **__: Any) -> Tensor:

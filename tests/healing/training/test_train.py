@@ -19,6 +19,8 @@ from depthcut.model.loading import from_memory
 from depthcut.settings import HealSettings
 from tests.tiny import build_tiny
 
+SETTINGS = HealSettings(steps=8, batch_size=4, rank=4, learning_rate=5e-3, warmup_steps=2)
+
 
 def counting(length: int, count: int) -> list[Tensor]:
     """Sequences that are easy to learn: each token is the one before plus one."""

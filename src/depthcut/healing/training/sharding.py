@@ -1,8 +1,10 @@
 """A model shared out among GPUs while it trains (FSDP2 of torch, by accelerate), whole behind."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +50,22 @@ def settings_of(loaded: LoadedModel) -> dict[str, str]:
     return {
         "FSDP_VERSION": "2",
         "FSDP_RESHARD_AFTER_FORWARD": "true",
-        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
         "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
         "FSDP_TRANSFORMER_CLS_TO_WRAP": ",".join(sorted(kinds)),
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",  # the whole weights stay where they are
         "FSDP_ACTIVATION_CHECKPOINTING": "false",  # --recompute is transformers' own
     }
+
+
+def reduce_precisely(accelerator: Any) -> None:
+    """Let gradients be added up in float32, whatever the products are computed in."""
+    if not sharded():
+        return
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = dataclasses.replace(
+            plugin.mixed_precision_policy, reduce_dtype=torch.float32
+        )
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from depthcut.errors import SettingsError, nearest
 from depthcut.healing.losses.objective import counting
 from depthcut.healing.rows import collate
 from depthcut.healing.training.lessons import Lesson, Pace
-from depthcut.healing.training.sharding import set_weight, settings_of, sharded
+from depthcut.healing.training.sharding import reduce_precisely, set_weight, settings_of, sharded
 from depthcut.model.loading import LoadedModel
 from depthcut.model.ranks import all_ranks
 from depthcut.settings import HealSettings
@@ -41,6 +41,7 @@ class HealTrainer(Trainer):
             compute_loss_func=_never,  # by it the Trainer knows that a sum is divided already
             **arguments,
         )
+        reduce_precisely(self.accelerator)
         self._begun = time.monotonic()
         self._before: float | None = None
 

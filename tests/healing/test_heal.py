@@ -249,15 +249,29 @@ def test_the_adapter_alone_says_which_model_it_belongs_to(folder: Path, tmp_path
     assert config["r"] == 4
 
 
-def test_processes_share_a_step_and_come_to_the_same(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["next-token", "hidden"])
+def test_processes_share_a_step_and_come_to_the_same(
+    loss: str, folder: Path, tmp_path: Path
+) -> None:
+    teacher = None
+    if loss == "hidden":
+        teacher = save_tiny(build_tiny("llama", rms_norm_eps=0.1), tmp_path / "teacher")
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"{number} bottles of beer on the wall" for number in range(400)))
     settings = HealSettings(
-        text=str(text), context=24, steps=4, batch_size=4, held_out_tokens=100, method="full"
+        text=str(text),
+        context=24,
+        steps=4,
+        batch_size=4,
+        held_out_tokens=100,
+        method="full",
+        loss=loss,
+        teacher=str(teacher) if teacher else None,
     )
     alone = api.heal(folder, tmp_path / "alone", settings, load=LOAD)
     arguments = f"heal {folder} --text {text} --context 24 --steps 4 --batch-size 4"
     arguments += f" --held-out-tokens 100 --method full --device cpu --out {tmp_path / 'shared'}"
+    arguments += f" --loss {loss}" + (f" --teacher {teacher}" if teacher else "")
     for ended in together(arguments.split(), 2):
         assert ended.code == 0, ended.messages
     shared = read_record(tmp_path / "shared" / "depthcut.json", HealRecord)

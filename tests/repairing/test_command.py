@@ -51,7 +51,7 @@ def test_repair_writes_a_folder_and_says_what_it_won(
     record = read_record(out / "depthcut.json", RepairRecord)
     (block,) = record.blocks
     assert code == 0
-    assert f"off by {block.error_after:.1%} of their length, {block.error_before:.1%}" in said
+    assert f"the error of the states is {block.error_after:.1%}, {block.error_before:.1%}" in said
     assert f"next: depthcut heal {out}" in said
     assert record.text.source == str(text)
     assert record.result == depthcut.api.facts(out)

@@ -223,14 +223,17 @@ def test_a_map_by_cosines_is_the_plain_solve_again_and_again(
     fitted, held_out = (rows_of(loaded.model, own, 4, 1, held=held) for held in (False, True))
     matrix = matrix_of(own, 1)
     assert step.error_before == pytest.approx(off_course(held_out, matrix), rel=1e-6)
+    rounds = []
     for _ in range(4):
         goal, root = course(fitted, matrix)
         made = root * (fitted.given @ matrix.T)
         wanted = root * (goal - fitted.added_to)
         matrix = torch.linalg.lstsq(made, wanted, driver="gelsd").solution.T @ matrix
+        rounds.append(matrix)
+    best = min(rounds, key=lambda each: off_course(held_out, each))
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64)
-    torch.testing.assert_close(matrix_of(written, 1), matrix, rtol=1e-5, atol=1e-5)
-    assert step.error_after == pytest.approx(off_course(held_out, matrix), rel=1e-5)
+    torch.testing.assert_close(matrix_of(written, 1), best, rtol=1e-5, atol=1e-5)
+    assert step.error_after == pytest.approx(off_course(held_out, best), rel=1e-5)
     linear = solved_plainly(fitted, matrix_of(own, 1), "linear", None)
     assert cosine(fitted, matrix) > cosine(fitted, linear) > cosine(fitted, matrix_of(own, 1))
 

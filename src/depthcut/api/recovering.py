@@ -121,12 +121,12 @@ def heal(
     from depthcut.healing.inputs import as_loaded, as_needed, check
     from depthcut.healing.losses.table import loss_weights
     from depthcut.healing.training.checkpoints import training_folder
-    from depthcut.healing.training.sharding import refuse_launcher, sharded
+    from depthcut.healing.training.sharding import heed_launcher, sharded
 
     settings, load = settings or HealSettings(), load or LoadSettings()
     check(settings)
     loss_weights(settings)
-    refuse_launcher(settings, load, in_memory=not isinstance(model, str | Path))
+    heed_launcher(settings, load, in_memory=not isinstance(model, str | Path))
     if not training_folder(Path(out)).exists():
         refuse_existing(Path(out))
     text = open_documents(settings, texts)

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from depthcut.architectures.table import ARCHITECTURES
 from depthcut.checkpoint.folder import model_facts, open_checkpoint
 from depthcut.errors import ArchitectureError, CheckpointError, MissingExtraError, SettingsError
+from depthcut.launched import launched
 from depthcut.model.devices import choose_device, choose_dtype
 from depthcut.model.memory import total_memory_bytes
 from depthcut.model.quiet import quiet_transformers
@@ -95,7 +96,8 @@ def load(source: str | Path, settings: LoadSettings, *, on_cpu: bool = False) ->
     dtype = choose_dtype(settings.dtype, stored, device)
     runs_on, device = (device, torch.device("cpu")) if on_cpu else (None, device)
     if facts is not None and device is not None and device.type == "cpu":
-        _refuse_larger_than_memory(folder, facts, dtype or stored, settings)
+        copies = launched().local_count if on_cpu else 1
+        _refuse_larger_than_memory(folder, facts, dtype or stored, settings, copies)
     options: dict[str, Any] = {"dtype": dtype or "auto"}
     if device is None:
         options["device_map"] = "auto"
@@ -246,13 +248,23 @@ def _load(folder: Path, settings: LoadSettings, options: dict[str, Any]) -> PreT
 
 
 def _refuse_larger_than_memory(
-    folder: Path, facts: ModelFacts, dtype: torch.dtype | None, settings: LoadSettings
+    folder: Path,
+    facts: ModelFacts,
+    dtype: torch.dtype | None,
+    settings: LoadSettings,
+    copies: int,
 ) -> None:
     """Raise SettingsError where no waiting would make room for the weights."""
     if dtype is None or settings.load_in_4bit:
         return
     needed = (sum(facts.layer_parameters) + facts.other_parameters) * dtype.itemsize
-    if needed > (there := total_memory_bytes()):
+    there = total_memory_bytes()
+    if copies > 1 and needed * copies > there:
+        raise SettingsError(
+            f"{folder} takes {needed / 1e9:.1f} GB for each of {copies} processes, and this "
+            f"machine has {there / 1e9:.1f} GB: start fewer of them"
+        )
+    if needed > there:
         raise SettingsError(
             f"{folder} takes {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, and "
             f"this machine has {there / 1e9:.1f} GB: choose another --device, a smaller --dtype or "

@@ -5,7 +5,6 @@ would be in one process, and what was found is told to all, in order: all come t
 """
 
 import atexit
-import os
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cache
@@ -114,8 +113,6 @@ def all_ranks() -> Ranks:
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     joined = distributed.is_initialized()
-    # A model that GPUs share out (FSDP) is gathered in main memory: accelerate joins that too.
-    os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
     if not joined:
         atexit.register(distributed.destroy_process_group)

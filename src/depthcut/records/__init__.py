@@ -34,7 +34,7 @@ from depthcut.records.plan import (
     TextChoice,
     slices_without,
 )
-from depthcut.records.repairing import RepairedBlock, RepairRecord, RepairStep
+from depthcut.records.repairing import RepairedBlock, RepairRecord, RepairStep, error_words
 from depthcut.records.search import Cost, FrontierPoint, Search
 from depthcut.records.slicing import (
     FieldValues,
@@ -117,6 +117,7 @@ __all__ = [
     "Timing",
     "Verification",
     "Way",
+    "error_words",
     "inputs_digest",
     "layer_counts",
     "layer_set",

@@ -8,6 +8,15 @@ from depthcut.records.plan import Plan
 from depthcut.settings import LoadSettings, RepairSettings
 
 
+def error_words(settings: RepairSettings) -> str:
+    """What the errors of a repair are: `RepairStep` says how they are taken."""
+    if settings.method == "norm":
+        return "the error of what the norm gives"
+    if settings.method == "linear-cosine":
+        return "the error of the states' directions"
+    return "the error of the states"
+
+
 class RepairStep(Record, frozen=True, kw_only=True):
     """One change of a layer's tensors, on the states that the model gives with those before it.
 
@@ -16,7 +25,7 @@ class RepairStep(Record, frozen=True, kw_only=True):
     sum over tokens of |error|^2 / |h|, over the sum of |h|. 0 the same states, 1 as far off as no
     states. Of the gain of a norm: those of what the norm gives, against what it gives in the
     untouched model. Of a map by cosines: the sines of the angles between the states, as the root of
-    the sum of s^2 / c over that of 1 / c, with the cosines c.
+    the sum of s^2 / c over that of 1 / c, with the cosines c (those below 0.1 are taken as 0.1).
     """
 
     layer: int

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from depthcut.checkpoint.card import kept_front, text_cell
-from depthcut.records import RepairRecord, layers_in_words
+from depthcut.records import RepairRecord, error_words, layers_in_words
 
 
 def repair_card(record: RepairRecord, parent: Path | None, *, name: str) -> str:
@@ -26,8 +26,9 @@ def repair_card(record: RepairRecord, parent: Path | None, *, name: str) -> str:
         "repair": _how(record),
         **{
             f"instead of {layers_in_words([(block.start, block.stop)])}": (
-                f"{', '.join(f'`{tensor}`' for tensor in block.tensors)}; error of the states on "
-                f"held-out text from {block.error_before:.4f} to {block.error_after:.4f}"
+                f"{', '.join(f'`{tensor}`' for tensor in block.tensors)}; "
+                f"{error_words(record.settings)} on held-out text from {block.error_before:.4f} to "
+                f"{block.error_after:.4f}"
                 + "".join(
                     f", behind layer {step.layer} from {step.error_before:.4f} to "
                     f"{step.error_after:.4f}"

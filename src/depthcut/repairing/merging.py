@@ -22,7 +22,7 @@ STRENGTHS = (1.0, 0.5, 0.25, 0.125)
 
 @dataclass(frozen=True)
 class Merge:
-    """All tensors of a layer, to which the differences of removed layers' from them are added."""
+    """All parameters of a layer, to which the differences of removed layers' are added."""
 
     layer: nn.Module
     path: str

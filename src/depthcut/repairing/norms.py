@@ -95,18 +95,20 @@ def find_norm(layers: Layers, layer: int) -> Gain:
     found: list[tuple[nn.Module, Tensor]] = []
 
     def see(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        state = args[0] if args else None
-        if not isinstance(state, Tensor) or state.numel() != entering.numel():
+        states = [each for each in (*args[:1], output) if isinstance(each, Tensor)]
+        if [each.numel() for each in states] != [entering.numel()] * 2:
             return
-        if torch.equal(state.reshape(entering.shape), entering):
-            found.append((module, output.reshape(entering.shape)))
+        took, gave = (each.reshape(entering.shape) for each in states)
+        if torch.equal(took, entering):
+            found.append((module, gave))
 
     with contextlib.ExitStack() as stack:
         for module in loaded.layers[layer].modules():
             weight = getattr(module, "weight", None)
             if isinstance(weight, nn.Parameter) and weight.shape == (width,):
                 stack.callback(module.register_forward_hook(see).remove)
-        layers.run(torch.tensor([[1, 0, 2]]), [layer], entering=entering, head=False)
+        with contextlib.suppress(RuntimeError):  # it takes something else than plain states
+            layers.run(torch.tensor([[1, 0, 2]]), [layer], entering=entering, head=False)
     names = {id(module): name for name, module in loaded.model.named_modules()}
     for module, gave in found[:1]:
         gain = Gain(module, names[id(module)])
@@ -114,8 +116,8 @@ def find_norm(layers: Layers, layer: int) -> Gain:
             return gain
     raise ArchitectureError(
         f"layer {layer} of {loaded.facts.source} ({loaded.facts.model_type}) reads the residual "
-        "stream by no norm that multiplies by its weight (there is none, or it multiplies by 1 + "
-        "weight): norm cannot repair it; choose another --method, such as refit"
+        "stream by no norm that is seen to multiply by its weight (there is none, or it multiplies "
+        "by 1 + weight): norm cannot repair it; choose another --method, such as refit"
     )
 
 

@@ -21,6 +21,7 @@ from depthcut.records import (
     RepairedBlock,
     RepairRecord,
     RepairStep,
+    error_words,
     layers_in_words,
     write_record,
 )
@@ -150,11 +151,12 @@ def _told(place: Place, solved: Solved) -> RepairStep:
 
 
 def _no_help(place: Place, solved: Sequence[Solved], settings: RepairSettings) -> SettingsError:
+    more = "" if find_method(settings.method).solve is None else "more --tokens, "
     return SettingsError(
         f"{settings.method} does not make up for {layers_in_words([place.block])}: on text that "
-        f"was held out the states are off by {solved[-1].after:.4g} of their length, and by "
-        f"{solved[0].before:.4g} without it; give more --tokens, another --method, or --force to "
-        "write it all the same"
+        f"was held out {error_words(settings)} is {solved[-1].after:.4g}, and "
+        f"{solved[0].before:.4g} without it; give {more}another --method, or --force to write it "
+        "all the same"
     )
 
 

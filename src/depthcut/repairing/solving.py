@@ -79,7 +79,7 @@ def solve_places(
         SettingsError: States are no numbers.
     """
     loaded = layers.loaded
-    size = settings.batch_size or _batch_size(loaded, held_out)
+    size = settings.batch_size or _batch_size(loaded, [*fitted, *held_out])
     parts = [(batch, False) for batch in _batches(fitted, size)]
     parts += [(batch, True) for batch in _batches(held_out, size)]
     method = find_method(settings.method)
@@ -112,7 +112,8 @@ def _layer_tokens(
 ) -> float:
     """How many tokens go through layers of both models, each counted once a layer."""
     first, last = places[0].layer, places[-1].layer
-    passed = places[-1].depth + sum(first <= each < last for each in plan.kept_layers)
+    passed = max(places[-1].depth, last + 1)
+    passed += sum(first <= each < last for each in plan.kept_layers)
     found = 0
     for batch, held in parts:
         found += int(batch.mask.sum()) * (passed + sum(place.passes(held=held) for place in places))
@@ -183,7 +184,11 @@ def _solved(
         found.append(min(offered, key=lambda each: each.after))
         text.put(place, found[-1].tensors)
         now |= found[-1].tensors
-    return [found[-1]._replace(before=found[0].before)] if method.rounds > 1 else found
+    if method.rounds == 1:
+        return found
+    best = min(found, key=lambda each: each.after)
+    text.put(place, best.tensors)
+    return [best._replace(before=found[0].before)]
 
 
 def _merged(text: _Text, place: Place, merge: Merge, entries: Mapping[str, TensorEntry]) -> Solved:

@@ -27,6 +27,7 @@ from depthcut.records import (
     Sweep,
     TextQuality,
     Verification,
+    error_words,
     layers_in_words,
 )
 from depthcut.reporting.benchmarks.terminal import benchmark_tables
@@ -330,9 +331,9 @@ def repair_lines(record: RepairRecord) -> str:
     ]
     for block in record.blocks:
         lines.append(
-            f"  instead of {layers_in_words([(block.start, block.stop)])}: states on held-out text "
-            f"off by {block.error_after:.1%} of their length, {block.error_before:.1%} by the cut "
-            "alone"
+            f"  instead of {layers_in_words([(block.start, block.stop)])}: on held-out text "
+            f"{error_words(record.settings)} is {block.error_after:.1%}, {block.error_before:.1%} "
+            "by the cut alone"
         )
         for step in block.steps:
             said = {"condition": step.condition, "ridge": step.ridge, "strength": step.strength}

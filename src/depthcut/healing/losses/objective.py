@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from depthcut.errors import SettingsError
-from depthcut.healing.losses.table import LOSSES, Seen
+from depthcut.healing.losses.table import LOSSES, OF_PREDICTIONS, Seen
 from depthcut.healing.losses.teachers import Teacher, leaving
 from depthcut.healing.rows import IGNORED
 
@@ -37,7 +37,9 @@ class Objective:
     def of(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """The mixture, summed over the tokens that count."""
         seen = self._seen(model, batch)
-        return self._mixed({name: LOSSES[name](seen) for name in self.weights})
+        mixed = self._mixed({name: LOSSES[name](seen) for name in self.weights})
+        # Every weight has a part in it, if of nothing: several processes wait for each gradient.
+        return mixed if OF_PREDICTIONS & self.weights.keys() else mixed + 0 * seen.logits.sum()
 
     def judged(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The mixture and the text's own loss, each summed over the tokens that count."""

@@ -108,6 +108,7 @@ LOSSES: dict[str, Loss] = {
 }
 """By the name that --loss takes."""
 OF_A_TEACHER = ("kl", "hidden")
+OF_PREDICTIONS = {"next-token", "kl"}
 
 
 def loss_weights(settings: HealSettings) -> dict[str, float]:

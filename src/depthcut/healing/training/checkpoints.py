@@ -143,8 +143,8 @@ def _read(folder: Path, now: Begun) -> Begun:
         )
     if (begun.processes, begun.sharded) != (now.processes, now.sharded):
         raise OutputError(
-            f"{folder} was begun by {_processes(begun)} and these are {_processes(now)}: start as "
-            "many, choose another --out, or remove the folder"
+            f"{folder} was begun by {_processes(begun)} and these are {_processes(now)}: start "
+            "them the same way, choose another --out, or remove the folder"
         )
     return msgspec.structs.replace(begun, starts=begun.starts + 1)
 

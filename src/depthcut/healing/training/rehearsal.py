@@ -26,8 +26,6 @@ _CPU_PASS_TOKENS = 2048
 _LONG_SECONDS = 48 * 3600
 _STATE_BYTES = 12
 """Of a trained parameter: its gradient and AdamW's two averages, float32."""
-_SHARED_BYTES = 16
-"""The same, and the parameter itself, which only now comes to the device."""
 
 
 def rehearsed(
@@ -54,10 +52,11 @@ def rehearsed(
             f"expected a multiple of {count}"
         )
     own = settings.batch_size // count
-    state_bytes = _STATE_BYTES * trainable(model)
-    if sharded():
-        state_bytes = _SHARED_BYTES * trainable(model) // count
-    _refuse_state(loaded, settings, state_bytes, checkpoints.folder)
+    whole_bytes = state_bytes = _STATE_BYTES * trainable(model)
+    if sharded():  # only now the weights themselves come to the device
+        state_bytes = (whole_bytes + _weight_bytes(model)) // count
+    _refuse_state(loaded, settings, state_bytes)
+    _refuse_full_disk(loaded, settings, whole_bytes, checkpoints.folder)
     begun = checkpoints.begun
     if begun.micro_batch_size is not None:
         size, recompute = begun.micro_batch_size, begun.recompute
@@ -152,17 +151,29 @@ def _kept_bytes(loaded: LoadedModel) -> int:
     return kept + 12 * int(config.vocab_size)
 
 
-def _refuse_state(
+def _weight_bytes(model: nn.Module) -> int:
+    return sum(each.numel() * each.element_size() for each in model.parameters())
+
+
+def _refuse_state(loaded: LoadedModel, settings: HealSettings, state_bytes: int) -> None:
+    """Refuse gradients and averages that have no room in memory."""
+    if state_bytes > (free := free_memory_bytes(loaded.device)):
+        instead = (
+            "start more processes, or choose --method lora"
+            if sharded()
+            else ("choose --method lora or qlora")
+        )
+        raise SettingsError(
+            f"--method {settings.method} needs {state_bytes / 1e9:.1f} GB"
+            f"{'' if sharded() else ' beside the model'}, and {free / 1e9:.1f} GB are free on "
+            f"{loaded.device}: {instead}, or --method partial with fewer --layers"
+        )
+
+
+def _refuse_full_disk(
     loaded: LoadedModel, settings: HealSettings, state_bytes: int, folder: Path
 ) -> None:
-    """Refuse gradients and averages that have no room in memory, checkpoints that have none on the
-    disk."""
-    if state_bytes > (free := free_memory_bytes(loaded.device)):
-        raise SettingsError(
-            f"--method {settings.method} needs {state_bytes / 1e9:.1f} GB beside the model, and "
-            f"{free / 1e9:.1f} GB are free on {loaded.device}: choose --method lora or qlora, or "
-            "--method partial with fewer --layers"
-        )
+    """Refuse checkpoints that have no room on the disk."""
     # The weights and two averages of each; the newest, the best, and one that is being written.
     kept = 3 * state_bytes + loaded.facts.weight_bytes
     if kept > (room := shutil.disk_usage(folder).free):
@@ -176,8 +187,8 @@ def _no_room(loaded: LoadedModel, settings: HealSettings, size: int) -> Settings
     smaller = "a smaller --micro-batch-size, or leave it out" if size > 1 else "a shorter --context"
     return SettingsError(
         f"{size} sequences of {settings.context} tokens do not fit on {loaded.device} "
-        f"({free_memory_bytes(loaded.device) / 1e9:.1f} GB free): give {smaller}, --method lora or "
-        "qlora, --recompute, or --teacher-kept 64, with which the teacher does not stay in memory"
+        f"({free_memory_bytes(loaded.device) / 1e9:.1f} GB free): give {smaller}, --method lora, "
+        "--recompute, or --teacher-kept 64, with which the teacher does not stay in memory"
     )
 
 

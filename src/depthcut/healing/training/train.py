@@ -140,7 +140,7 @@ def _trained(
         except torch.OutOfMemoryError as error:
             raise SettingsError(
                 f"memory ran out on {device}: give a smaller --micro-batch-size or a shorter "
-                "--context, --recompute, --method lora or qlora, or --teacher-kept 64"
+                "--context, --recompute, --method lora, or --teacher-kept 64"
             ) from error
         finally:  # accelerate wraps a model's forward, and marks it
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)

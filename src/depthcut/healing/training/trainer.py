@@ -10,19 +10,27 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import save_fsdp_optimizer  # type: ignore[import-untyped]
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
-from transformers.trainer import FSDP_MODEL_NAME
+from transformers.trainer import SCHEDULER_NAME
 from transformers.training_args import OptimizerNames
 
 from depthcut.errors import SettingsError, nearest
 from depthcut.healing.losses.objective import counting
 from depthcut.healing.rows import collate
 from depthcut.healing.training.lessons import Lesson, Pace
-from depthcut.healing.training.sharding import reduce_precisely, set_weight, settings_of, sharded
+from depthcut.healing.training.sharding import (
+    gathered,
+    reduce_precisely,
+    reshared,
+    set_weight,
+    settings_of,
+    sharded,
+)
 from depthcut.model.loading import LoadedModel
 from depthcut.model.ranks import all_ranks
 from depthcut.settings import HealSettings
@@ -96,22 +104,29 @@ class HealTrainer(Trainer):
             self._before = history[-1].get("seconds", 0.0) if history else 0.0
         super().log({**logs, "seconds": self._before + time.monotonic() - self._begun}, start_time)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if output_dir is None or not self.args.should_save:
-            return
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        named = dict(self.accelerator.unwrap_model(self.model).named_parameters())
-        weights = {
-            name: (state_dict[name] if sharded() else weight.detach()).contiguous()
-            for name, weight in named.items()
-            if weight.requires_grad
-        }
-        save_file(weights, Path(output_dir, _WEIGHTS))
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The trained weights alone."""
+        weights: dict[str, Tensor] = {}
+        for name, weight in self.accelerator.unwrap_model(self.model).named_parameters():
+            if weight.requires_grad:
+                whole = gathered(weight)
+                if self.args.should_save:
+                    weights[name] = whole.cpu().contiguous()
+        if self.args.should_save:
+            folder = Path(cast(str, output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(weights, folder / _WEIGHTS)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        for whole in Path(output_dir).glob(f"{FSDP_MODEL_NAME}*") if self.args.should_save else ():
-            whole.unlink()  # it is there already
+        if not sharded():
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        plugin = self.accelerator.state.fsdp_plugin  # the Trainer would write the model too
+        model = reshared(cast(nn.Module, self.model))
+        save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, model, output_dir)
+        if self.args.should_save:
+            scheduler = cast(Any, self.lr_scheduler).state_dict()
+            torch.save(scheduler, Path(output_dir, SCHEDULER_NAME))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -193,9 +208,9 @@ def arguments(
         include_num_input_tokens_seen="non_padding",
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
-        # Without a loss of the predictions, the head and the last norm get no gradient.
-        ddp_find_unused_parameters=set(lesson.objective.weights) == {"hidden"},
         use_cpu=device.type == "cpu",
+        # Else a model that is shared out keeps whole gradients between the passes of a step.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": sharded()}},
         **_recomputation(pace.recompute),
     )
 

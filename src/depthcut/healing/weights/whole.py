@@ -39,21 +39,22 @@ def opened(loaded: LoadedModel, chosen: Targets | None) -> Iterator[Mapping[str,
     names = {id(weight): name for name, weight in model.named_parameters()}
     wanted = set(names) if chosen is None else _of(loaded, chosen)
     found: dict[str, nn.Parameter] = {}
-    before: dict[str, Tensor] = {}
+    before: dict[str, Tensor | torch.dtype] = {}
     with as_before(model):
         for name, weight in model.named_parameters():
             trains = id(weight) in wanted and weight.is_floating_point()
             weight.requires_grad_(trains)
             if trains:
-                before[name], found[name] = weight.data, weight
+                before[name] = weight.data if loaded.folder is None else weight.dtype
+                found[name] = weight
                 weight.data = weight.data.float()
         try:
             yield found
         finally:
             for name, weight in found.items():
                 weight.grad = None
-                learned = weight.data.to(before[name].dtype)
-                weight.data = before[name] if loaded.folder is None else learned
+                was = before[name]
+                weight.data = was if isinstance(was, Tensor) else weight.data.to(was)
 
 
 def as_stored(loaded: LoadedModel, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

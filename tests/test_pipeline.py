@@ -247,7 +247,9 @@ def test_the_teacher_is_the_revision_that_was_cut(
         return facts(source, load=load)
 
     monkeypatch.setattr(recovering, "facts", found)
-    monkeypatch.setattr(recovering, "load_source", lambda source, _, load: found(source, load=load))
+    monkeypatch.setattr(
+        recovering, "load_source", lambda source, _, load, **_named: found(source, load=load)
+    )
     with pytest.raises(AttributeError):  # facts are no model
         api.heal(
             tmp_path / "pruned", tmp_path / "healed", recipe.heal,

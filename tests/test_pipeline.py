@@ -345,10 +345,12 @@ def check_killed_at_random(recipe: Recipe, tmp_path: Path, *, times: int) -> Non
     chance = random.Random(0)
     duration, folder, killed, last = 0.0, tmp_path / "run-0", 0, 0
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "depthcut", "run", str(path), "--out"]
     while killed < times:
-        command = [sys.executable, "-m", "depthcut", "run", str(path), "--out", str(folder)]
         began = time.monotonic()
-        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            [*command, str(folder)], env=environment, stderr=subprocess.PIPE
+        ) as process:
             try:
                 process.wait(timeout=chance.uniform(0.0, duration) if duration else None)
             except subprocess.TimeoutExpired:
@@ -360,7 +362,7 @@ def check_killed_at_random(recipe: Recipe, tmp_path: Path, *, times: int) -> Non
             assert results(folder) == expected
             last += 1
             folder = tmp_path / f"run-{last}"
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    subprocess.run([*command, str(folder)], check=True, env=environment, capture_output=True)
     assert results(folder) == expected
     assert not [each for each in folder.iterdir() if ".partial-" in each.name]
 

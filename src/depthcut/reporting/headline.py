@@ -103,8 +103,7 @@ def _quality(results: Results) -> list[Fact]:
     known = [model.perplexity for _, model in results.judged if model.perplexity]
     if not known:
         return []
-    back = _back(results, "Log-perplexity", on_text(results))
-    return [Fact("Perplexity", estimates(known), _states(results)), *back]
+    return [Fact("Perplexity", estimates(known), _states(results) + _back(on_text(results)))]
 
 
 def _benchmarks(results: Results) -> list[Fact]:
@@ -114,18 +113,14 @@ def _benchmarks(results: Results) -> list[Fact]:
         return []
     label = f"Average of {len(averages[0].tasks)} benchmarks, %"
     values = tuple(PERCENT.shown(each.value) for each in averages)
-    back = _back(results, "Accuracy", on_average(results))
-    return [Fact(label, values, _states(results)), *back]
+    return [Fact(label, values, _states(results) + _back(on_average(results)))]
 
 
-def _back(results: Results, lost: str, measure: Measure | None) -> list[Fact]:
-    """What came back of what the cut lost."""
+def _back(measure: Measure | None) -> str:
+    """What came back of what the cut lost (of perplexity its logarithm), state by state."""
     if measure is None or not measure.back:
-        return []
-    after = [each for each in results.chain if each.name in measure.back]
-    values = tuple(share(measure.back[each.name]) for each in after)
-    note = ", ".join(each.state for each in after)
-    return [Fact(f"{lost} that came back", values, note)]
+        return ""
+    return f"; of the loss back: {', '.join(share(each) for each in measure.back.values())}"
 
 
 def _sizes(results: Results) -> list[Fact]:

@@ -120,7 +120,7 @@ def _back(measure: Measure | None) -> str:
     """What came back of what the cut lost (of perplexity its logarithm), state by state."""
     if measure is None or not measure.back:
         return ""
-    return f"; of the loss back: {', '.join(share(each) for each in measure.back.values())}"
+    return f"; loss back: {', '.join(share(each) for each in measure.back.values())}"
 
 
 def _sizes(results: Results) -> list[Fact]:

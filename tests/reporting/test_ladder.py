@@ -176,7 +176,7 @@ def test_a_whole_run_tells_its_benchmarks_too(tmp_path: Path) -> None:
     assert {"choice-title", "benchmarks-title", "models-title"} <= set(page.headings())
     lines = "\n".join(headline_lines(read_results(tmp_path)))
     assert "Average of 10 benchmarks, %" in lines
-    assert "healed; loss back: " in lines
+    assert "  loss back: " in lines
 
 
 def test_degeneration_stands_below_the_texts(page: Page) -> None:

@@ -101,7 +101,7 @@ def test_the_headline_has_the_numbers_of_the_records(tmp_path: Path) -> None:
     assert "134.5 M → 109.7 M  (−18 %)" in text
     assert "269.0 MB → 219.5 MB" in text
     assert "28.8 ± 0.9 → 77.5 ± 2.4 → 49.4 ± 1.5 → 40.9 ± 1.3" in text
-    assert "healed; loss back: 45.5 ± 1.4 %, 64.6 ± 1.3 %)" in text
+    assert "  loss back: 45.5 ± 1.4 %, 64.6 ± 1.3 %" in text
     assert "1.30×" in text
     assert "pruned: significantly worse by 0.990 ± 0.012 nats per token than original" in text
     assert all(len(line) < 120 for line in lines)

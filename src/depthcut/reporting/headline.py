@@ -42,8 +42,10 @@ def headline_lines(results: Results) -> tuple[str, ...]:
     shown = facts(results)
     wide = max((len(fact.label) for fact in shown), default=0)
     for fact in shown:
-        note = f"  ({fact.note})" if fact.note else ""
+        note, *more = fact.note.split("; ")
+        note = f"  ({note})" if note else ""
         lines.append(f"  {fact.label.ljust(wide)}  {' → '.join(fact.values)}{note}")
+        lines += [f"  {' ' * wide}  {each}" for each in more]
     lines += [f"  {name}: {text}" for name, text in judgements(results)]
     if results.plan:
         lines += [f"  warning: {warning}" for warning in results.plan.warnings]

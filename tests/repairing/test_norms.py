@@ -105,7 +105,9 @@ def test_nothing_but_the_gain_is_new_and_the_folder_loads(tmp_path: Path) -> Non
         assert its.equal(before[was]) is (name not in step.tensors)
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "nemotron", "olmo2"])
+@pytest.mark.parametrize(
+    "model_type", ["gemma2", "gemma3_text", "nemotron", "olmo2", "deepseek_v4"]
+)
 @pytest.mark.parametrize("gain", [None, 1.0])
 def test_norms_that_are_no_plain_gain_and_layers_without_one_are_refused(
     model_type: str, gain: float | None

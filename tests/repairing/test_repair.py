@@ -1,5 +1,7 @@
 """Repairs against a plain least-squares solve, row by row, of states that transformers gives."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from depthcut.errors import ArchitectureError, OutputError, PlanError, SettingsError, TextError
 from depthcut.model.loading import find_layers, from_memory, load
 from depthcut.records import Plan, RepairRecord, RepairStep, Sublayer, read_record
+from depthcut.repairing import solving
 from depthcut.repairing.changes import Seen
 from depthcut.repairing.hadamard import hadamard
 from depthcut.repairing.inputs import repair_inputs
@@ -430,6 +433,24 @@ def test_a_model_that_is_read_layer_by_layer_is_repaired_alike(
         for name in ("whole", "streamed")
     )
     assert whole == streamed
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_progress_ends_at_its_end(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+
+    @contextlib.contextmanager
+    def progress(_: str, total: float) -> Iterator[Callable[[float], None]]:
+        told.append(-total)
+        yield told.append
+
+    monkeypatch.setattr(solving, "progress", progress)
+    folder = saved("llama", tmp_path / "model", torch.float32)
+    plan = plan_without(folder, (1, 3))
+    repaired(load(folder, LOAD), plan, tmp_path / "out", method=method, force=True)
+    assert sum(told) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_repair_that_does_not_help_is_refused_unless_forced(tmp_path: Path) -> None:
